@@ -23,6 +23,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from prefopt.durable import fill_folder
 from prefopt.errors import UsageError
 from prefopt.seeding import generator
 
@@ -233,8 +234,12 @@ class AdapterBank:
             for (a, b), site in zip(self.views(self.params[index : index + 1].cpu()), self.sites, strict=True):
                 for matrices, value in ((layers[site.name].lora_A, a[0]), (layers[site.name].lora_B, b[0])):
                     matrices["default"].weight = nn.Parameter(value.clone(), requires_grad=False)
-        self.peft.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's blank model card
+
+        def fill(temporary: Path) -> None:
+            self.peft.save_pretrained(temporary, safe_serialization=True, save_embedding_layers=False)
+            (temporary / "README.md").unlink(missing_ok=True)  # PEFT's blank model card
+
+        fill_folder(folder, fill)
 
     def merge(self, index: int) -> None:
         """Add adapter ``index`` to the base weights for good, in float32 before rounding to the base's dtype."""

@@ -9,8 +9,6 @@ import hashlib
 import importlib.util
 import logging
 import os
-import shutil
-import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ import transformers
 from torch import Tensor, nn
 
 from prefopt.config import EMBEDDED_MODEL
+from prefopt.durable import fill_folder
 from prefopt.errors import MachineError
 from prefopt.packing import ATTENTION, PackedRows, Row, UnsupportedAttention, pack, use_layout
 from prefopt.results import digest, sha256_file
@@ -283,17 +282,12 @@ def _convert_gguf(path: Path) -> Path:
 
 def save_folder(target: Path, model: Any, tokenizer: Any) -> None:
     """Write a model folder so that it is either there whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        model.save_pretrained(temporary, max_shard_size="1000GB")
-        tokenizer.save_pretrained(temporary)
-        temporary.chmod(0o755)
-        temporary.rename(target)
-    except OSError as problem:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not target.is_dir():  # else another process was first
-            raise MachineError(f"cannot write {target}: {problem.strerror or problem}") from None
+
+    def fill(folder: Path) -> None:
+        model.save_pretrained(folder, max_shard_size="1000GB")
+        tokenizer.save_pretrained(folder)
+
+    fill_folder(target, fill)
 
 
 def _weights_hash(folder: str) -> str:

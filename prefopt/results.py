@@ -36,18 +36,16 @@ import csv
 import hashlib
 import io
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from prefopt.errors import MachineError, UsageError
+from prefopt.durable import write_bytes
+from prefopt.errors import UsageError
 
 SCHEMA = 1
 REFERENCE = "reference"
@@ -92,46 +90,6 @@ def check_name(name: str, what: str) -> str:
             "and . _ - [ ] = , + only, at most 120"
         )
     return name
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace ``path`` with ``data`` durably: a reader sees the old content or the new one, never a part.
-
-    Raises:
-        MachineError: If the system refuses the write; the old content is intact.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).chmod(_permissions(path))  # a temporary file is its owner's alone
-            os.replace(temporary, path)  # noqa: PTH105 - the one call whose atomicity this rests on
-        except BaseException:
-            with suppress(OSError):
-                Path(temporary).unlink()
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as problem:
-        raise MachineError(
-            f"cannot write {path}: {problem.strerror}; free space or fix rights, then run again"
-        ) from None
-
-
-def _permissions(path: Path) -> int:
-    """Those of the file that is replaced, else what the umask leaves of rw-rw-rw-."""
-    with suppress(OSError):
-        return path.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
 
 
 def write_text(path: Path, text: str) -> None:

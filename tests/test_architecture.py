@@ -14,7 +14,7 @@ import prefopt
 PACKAGE = Path(prefopt.__file__).parent
 
 ANY = frozenset({"*"})
-LOW = {"errors", "results", "seeding"}
+LOW = {"durable", "errors", "results", "seeding"}
 MODEL = {*LOW, "config", "interface", "data", "flash", "packing", "head", "lora", "model", "scoring", "signals"}
 TRAIN = {*MODEL, "step", "fit", "harness", "tasks", "sampling", "pairs", "reference", "evaluate"}
 ALLOWED: dict[str, frozenset[str] | set[str]] = {
@@ -32,16 +32,17 @@ ALLOWED: dict[str, frozenset[str] | set[str]] = {
     "doctor": {"errors", "interface", "losses", "registry", "trl_peer"},
     "catalogue": {"errors", "examples", "interface", "losses", "registry"},
     "seeding": set(),
-    "results": {"errors"},
+    "durable": {"errors"},
+    "results": {"durable", "errors"},
     "config": {"errors", "interface", "registry", "results"},
     "console": set(),
-    "tasks": {"errors", "results", "seeding"},
-    "data": {"errors", "results", "seeding"},
+    "tasks": LOW,
+    "data": LOW,
     "flash": set(),
     "packing": {"flash"},
     "head": set(),
-    "lora": {"errors", "seeding"},
-    "model": {"config", "errors", "packing", "results"},
+    "lora": LOW,
+    "model": {*LOW, "config", "packing"},
     "scoring": {*LOW, "data", "head", "model", "packing"},
     "signals": {*LOW, "data", "head", "interface", "lora", "model", "packing", "scoring"},
     "step": MODEL,
@@ -51,16 +52,16 @@ ALLOWED: dict[str, frozenset[str] | set[str]] = {
     "pairs": {*MODEL, "sampling", "tasks"},
     "reference": {*MODEL, "tasks"},
     "evaluate": TRAIN,
-    "environment": {"errors", "results"},
+    "environment": LOW,
     "materials": {*TRAIN, "environment"},
     "plan": {*TRAIN, "materials"},
     "runner": {*TRAIN, "environment", "materials", "testing"},
     "judges": {*MODEL, "tasks", "stats"},
     "judging": {*MODEL, "evaluate", "judges", "stats", "tasks"},
-    "claims": {"errors", "results", "stats"},
-    "power": {"claims", "errors", "results", "stats"},
+    "claims": {*LOW, "stats"},
+    "power": {*LOW, "claims", "stats"},
     "stats": set(),
-    "report": {"errors", "results", "stats"},
+    "report": {*LOW, "stats"},
     "selftest": {*TRAIN, "interface", "registry", "losses", "stats", "judges"},
 }
 NO_TORCH = ("stats", "results", "report", "errors", "claims", "power", "console")

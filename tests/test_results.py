@@ -7,9 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from prefopt import results
+from prefopt import durable
+from prefopt.durable import write_bytes
 from prefopt.errors import MachineError, UsageError
-from prefopt.results import ResultsFolder, check_name, file_hashes, write_bytes, write_frame, write_json
+from prefopt.results import ResultsFolder, check_name, file_hashes, write_frame, write_json
 
 
 @pytest.mark.parametrize("name", ["imdb", "simpo[beta=2.5]", "a.b-c_d+e", "x" * 120])
@@ -35,7 +36,7 @@ def test_a_failed_write_leaves_the_old_content_and_no_litter(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results.os, failing, fail)
+    monkeypatch.setattr(durable.os, failing, fail)
     with pytest.raises(MachineError, match="No space left on device"):
         write_bytes(path, b"new")
     monkeypatch.undo()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from prefopt import results
+from prefopt import durable, results
 from prefopt.report import figures, html, markdown
 from prefopt.report.analyse import analyse
 from prefopt.report.catalogue import BUILDERS, build_tables
@@ -43,8 +43,8 @@ def build(folder: Path) -> Path:
         results.write_frame(folder / "tables" / f"{name}.csv", to_frame(table))
         results.write_text(folder / "tables" / f"{name}.md", to_markdown(table))
     for name, (svg, png) in drawn.items():
-        results.write_bytes(folder / "figures" / f"{name}.svg", svg)
-        results.write_bytes(folder / "figures" / f"{name}.png", png)
+        durable.write_bytes(folder / "figures" / f"{name}.svg", svg)
+        durable.write_bytes(folder / "figures" / f"{name}.png", png)
     _remove_stale(folder, tables, drawn)
     results.write_text(folder / "report.md", markdown.render(found, tables, drawn))
     results.write_text(folder / "report.html", page)

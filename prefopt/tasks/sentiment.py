@@ -21,7 +21,7 @@ import sklearn
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from prefopt.results import write_bytes
+from prefopt.durable import write_bytes
 from prefopt.seeding import numpy_generator
 
 Floats = npt.NDArray[np.float64]
