@@ -65,6 +65,14 @@ def test_pivot_in_between_against_simulation() -> None:
     assert pivot.two_sided_p(critical, 0.4, 5, 60) == pytest.approx(0.05, rel=1e-3)
 
 
+def test_no_difference_at_all_has_a_p_value_of_one_and_not_a_rounding_error_more() -> None:
+    for seeds in range(2, 12):
+        for prompts in (2, 24, 128):
+            p = pivot.two_sided_p(np.zeros(15), np.linspace(0, 1, 15), seeds, prompts)
+            assert p == pytest.approx(1.0)
+            assert stats.holm(p).max() <= 1
+
+
 def test_seeds_that_agree_by_chance_do_not_prove_anything() -> None:
     y = np.array([[0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 1.0, 0.0]])  # equal seeds, equal prompts: all is residual
     parts = stats.clustered(y)

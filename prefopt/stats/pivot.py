@@ -81,7 +81,7 @@ def _tail(z: Array, share: Array, seeds: int, prompts: int) -> Array:
         part = slice(start, start + CHUNK)
         scale = np.sqrt(share[part, None] * of_seed + (1 - share[part, None]) * of_prompt)
         p[part] = 2 * special.ndtr(-z[part, None] / scale) @ weight
-    return p
+    return np.minimum(p, 1.0)  # the weights' sum is 1 but for rounding
 
 
 @lru_cache(maxsize=1024)
