@@ -11,15 +11,12 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from prefopt.console import Console, Style, visible
 from prefopt.errors import IncompleteError, PrefoptError, UsageError
-
-if TYPE_CHECKING:
-    from prefopt.config import Config
 
 app = typer.Typer(
     name="prefopt",
@@ -32,7 +29,7 @@ app = typer.Typer(
 
 ConfigFile = Annotated[Path | None, typer.Argument(help="A TOML file; the embedded default without one.")]
 Losses = Annotated[str | None, typer.Option(help="Such as dpo,simpo[beta=2.5], or all.")]
-Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="A Python file that registers losses.")]
+Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="A .py file or package that registers losses.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Such as train.learning_rate=1e-5.")]
 Results = Annotated[Path, typer.Option(help="The folder of all comparisons.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show nothing but errors.")]
@@ -51,6 +48,8 @@ def compare(
     quantization: Annotated[str | None, typer.Option(help="none, nf4 or int8.")] = None,
     label_noise: Annotated[float | None, typer.Option(help="Share of training labels to flip.")] = None,
     on_bad_rows: Annotated[str | None, typer.Option(help="refuse or drop.")] = None,
+    column_map: Annotated[str | None, typer.Option(help="Such as prompt=question,chosen=best.")] = None,
+    dedup: Annotated[bool, typer.Option("--dedup", help="Leave out rows that repeat an earlier one.")] = False,
     settings: Settings = None,
     plugin: Plugins = None,
     results: Results = Path("results"),
@@ -68,8 +67,13 @@ def compare(
         "model.quantization": quantization,
         "pairs.label_noise": label_noise,
         "data.on_bad_rows": on_bad_rows,
+        "data.dedup": dedup or None,
     }
-    chosen = load_config(config, overrides, losses=losses, seeds=seeds, settings=settings, plugin=plugin)
+    from prefopt.settings import load_command
+
+    chosen = load_command(
+        config, overrides, losses=losses, seeds=seeds, settings=settings, plugins=plugin, column_map=column_map
+    )
     from prefopt import claims as module
 
     asserted = [module.parse(text, [variant.name for variant in chosen.variants]) for text in claims or []]
@@ -96,47 +100,6 @@ def compare(
     if diverged:
         shown = ", ".join(f"{run['variant']} seed {run['seed']} at step {run['diverged_at']}" for run in diverged)
         raise IncompleteError(f"diverged: {shown}; the report marks them, and the others are not affected")
-
-
-def load_config(
-    path: Path | None,
-    overrides: dict[str, Any],
-    *,
-    losses: str | None = None,
-    seeds: str | None = None,
-    settings: list[str] | None = None,
-    plugin: list[Path] | None = None,
-) -> Config:
-    """The configuration of a command: file, then options, then ``--set``.
-
-    Raises:
-        UsageError: For anything that cannot be carried out.
-    """
-    import prefopt
-    from prefopt import registry
-    from prefopt.config import load, parse_seeds, parse_value
-
-    _ = prefopt.losses
-    registry.load_entry_points()
-    for file in plugin or []:
-        registry.load_plugin(file)
-    values = {key: value for key, value in overrides.items() if value is not None}
-    if values.get("data.source"):
-        values.setdefault("task.name", "data")
-        values.setdefault("name", Path(str(values["data.source"])).stem)
-    if losses is not None:
-        labels = registry.loss_names() if losses.strip() == "all" else registry.split_labels(losses)
-        if not labels:
-            raise UsageError("--losses is empty; write names such as dpo,simpo, or all")
-        values["variants"] = [{"loss": label} for label in labels]
-    if seeds is not None:
-        values["seeds"] = parse_seeds(seeds)
-    for setting in settings or []:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise UsageError(f"--set {setting}: write section.key=value")
-        values[key.strip()] = parse_value(value.strip())
-    return load(path, values)
 
 
 @app.command()
@@ -244,9 +207,8 @@ def losses(
     from prefopt import catalogue, registry
 
     _ = prefopt.losses
-    registry.load_entry_points()
-    for file in plugin or []:
-        registry.load_plugin(file)
+    for one in plugin or []:
+        registry.load_plugin(one)
     if name is not None:
         print(catalogue.describe(name))
     elif as_json:
@@ -277,7 +239,9 @@ def pairs(
 ) -> None:
     """Make preference pairs from a task with a gold reward, and write them as JSONL."""
     overrides = {"model.name": model, "device": device, "pairs.label_noise": label_noise}
-    chosen = load_config(config, overrides, settings=settings)
+    from prefopt.settings import load_command
+
+    chosen = load_command(config, overrides, settings=settings)
     from prefopt.data import write_jsonl
     from prefopt.materials import prepare
     from prefopt.model import pick_device

@@ -1,16 +1,12 @@
-"""What a comparison is: TOML and command line to strict, frozen models, and their fingerprint."""
+"""What a comparison is: strict, frozen models of its settings, and their fingerprint."""
 
 from __future__ import annotations
 
-import math
-import tomllib
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from prefopt.errors import UsageError, did_you_mean
 from prefopt.interface import Loss
 from prefopt.registry import make_loss
 from prefopt.results import check_name, digest
@@ -130,6 +126,8 @@ class Train(Strict):
         checkpointing: Recompute activations in the backward pass: ``auto`` only where memory asks for it.
         eval_every: Steps between held-out evaluations; they also take place at step 0 and at the end.
         log_every: Steps between synchronisations with the device.
+        checkpoint_every: Steps between checkpoints; there is one after the last step, too. ``auto`` takes one when
+            a minute has passed since the last. Changes nothing in what a run computes.
     """
 
     steps: Positive = 48
@@ -145,6 +143,7 @@ class Train(Strict):
     checkpointing: bool | Literal["auto"] = "auto"
     eval_every: Positive = 16
     log_every: Positive = 5
+    checkpoint_every: Positive | Literal["auto"] = "auto"
 
 
 class Evaluation(Strict):
@@ -248,88 +247,3 @@ class Config(Strict):
         """Hash of some sections, or of everything that is not a name or a device."""
         whole = self.model_dump(mode="json", exclude={"name", "device"})
         return digest({key: whole[key] for key in sections} if sections else whole)
-
-
-def load(path: Path | None, overrides: Mapping[str, Any]) -> Config:
-    """Read a TOML file, lay ``overrides`` (dotted keys) over it, and validate.
-
-    Raises:
-        UsageError: With one line for each problem: where, what was wanted, what was given.
-    """
-    values: dict[str, Any] = {}
-    if path is not None:
-        values = _read_toml(path)
-    for dotted, value in overrides.items():
-        _lay(values, dotted, value)
-    try:
-        return Config.model_validate(values)
-    except ValidationError as problem:
-        where = str(path) if path else "command line"
-        raise UsageError("\n".join(_explain(where, error) for error in problem.errors())) from None
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > 1_000_000:
-            raise UsageError(f"{path} is over 1 MB; a configuration is a page of TOML")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path} does not exist; give a TOML file such as benchmarks/imdb.toml") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as problem:
-        raise UsageError(f"{path} cannot be read as TOML: {problem}") from None
-
-
-def _lay(values: dict[str, Any], dotted: str, value: Any) -> None:
-    *sections, key = dotted.split(".")
-    at = values
-    for section in sections:
-        at = at.setdefault(section, {})
-        if not isinstance(at, dict):
-            raise UsageError(f"--set {dotted}: {section} is not a section")
-    at[key] = value
-
-
-def parse_value(text: str) -> Any:
-    """A value of ``--set``: TOML where it is valid (``1e-5``, ``true``, ``["a"]``), else the text itself."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def parse_seeds(text: str) -> list[int]:
-    """``0-2`` or ``0,3,7-9`` as a list.
-
-    Raises:
-        UsageError: If it is neither.
-    """
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
-            raise UsageError(f"--seeds {text}: write 0-2 or 0,1,5")
-        if dash and int(last) - int(first) > 10_000:
-            raise UsageError(f"--seeds {text}: more than 10,000 seeds")
-        seeds.extend(range(int(first), int(last or first) + 1))
-    return seeds
-
-
-def _explain(where: str, error: Any) -> str:
-    """One line for one of pydantic's problems."""
-    parts = [str(part) for part in error["loc"] if not str(part).startswith(("literal", "constrained-", "function-"))]
-    dotted = ".".join(parts) or "configuration"
-    if error["type"] == "extra_forbidden":
-        section: Any = Config
-        for part in parts[:-1]:
-            field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
-            inner = get_args(field.annotation) if field is not None else ()
-            section = field.annotation if field is not None and not inner else (inner[0] if inner else section)
-        return f"{where}: unknown key {dotted}{did_you_mean(parts[-1], list(section.model_fields))}"
-    given = error.get("input")
-    shown = f"; got {given!r}" if isinstance(given, str | int | float | bool) and not _is_nan(given) else ""
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return f"{where}: {message}" if error["type"] == "value_error" else f"{where}: {dotted}: {message}{shown}"
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)

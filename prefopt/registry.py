@@ -138,41 +138,48 @@ def split_labels(text: str) -> list[str]:
     return [part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip()]
 
 
-def load_entry_points() -> None:
-    """Import the losses that installed packages offer under the group ``prefopt.losses``.
+def load_plugin(plugin: str) -> None:
+    """Load what registers losses: a Python file, or the entry point of an installed package; nothing else ever is.
+
+    Args:
+        plugin: A path that ends in ``.py``, or a name under the entry-point group ``prefopt.losses``.
 
     Raises:
-        UsageError: If one cannot be imported or takes a registered name.
+        UsageError: If there is no such plugin, it fails, or it registers nothing.
     """
-    for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
-        try:
-            point.load()
-        except UsageError:
-            raise
-        except Exception as problem:
-            raise UsageError(f"plugin {point.name} ({point.value}) cannot be imported: {problem}") from problem
-
-
-def load_plugin(path: Path) -> None:
-    """Run a Python file that registers losses.
-
-    Raises:
-        UsageError: If the file is missing, fails, or registers nothing.
-    """
-    if path.suffix != ".py" or not path.is_file():
-        raise UsageError(f"--plugin {path}: needs an existing .py file")
-    before = set(_REGISTRY)
-    module_name = f"prefopt_plugin_{path.stem}"
-    module_spec = importlib.util.spec_from_file_location(module_name, path)
-    if module_spec is None or module_spec.loader is None:
-        raise UsageError(f"--plugin {path}: cannot be read as a Python module")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_name] = module
+    before = dict(_REGISTRY)
     try:
-        module_spec.loader.exec_module(module)
-    except UsageError:
-        raise
-    except Exception as problem:
-        raise UsageError(f"--plugin {path}: {type(problem).__name__}: {problem}") from problem
-    if set(_REGISTRY) == before and not any(cls.__module__ == module_name for cls in _REGISTRY.values()):
-        raise UsageError(f'--plugin {path}: registers no loss; put @register("name") on a subclass of Loss')
+        module = _run_file(Path(plugin)) if plugin.endswith(".py") else _load_entry_point(plugin)
+    except UsageError as problem:
+        raise UsageError(f"--plugin {plugin}: {problem}") from None
+    except (Exception, SystemExit) as problem:
+        raise UsageError(f"--plugin {plugin}: {type(problem).__name__}: {problem}") from problem
+    if before == _REGISTRY and not any(cls.__module__ == module for cls in _REGISTRY.values()):
+        raise UsageError(f'--plugin {plugin}: registers no loss; put @register("name") on a subclass of Loss')
+
+
+def _load_entry_point(name: str) -> str:
+    """The name of the module that the entry point loaded."""
+    known = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
+    if name not in known:
+        installed = ", ".join(sorted(known)) or "none"
+        raise UsageError(
+            f"neither a .py file nor the entry point of an installed package in group {ENTRY_POINT_GROUP}; "
+            f"installed: {installed}"
+        )
+    known[name].load()
+    return known[name].module
+
+
+def _run_file(path: Path) -> str:
+    """The name of the module that the file became."""
+    if not path.is_file():
+        raise UsageError("there is no such file")
+    name = f"prefopt_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return name

@@ -79,7 +79,7 @@ def test_a_plugin_appears_in_the_catalogue(tmp_path: Path, monkeypatch: pytest.M
     source = (Path(catalogue.__file__).parent / "losses" / "controls.py").read_text(encoding="utf-8")
     plugin = tmp_path / "mine.py"
     plugin.write_text(re.sub(r'@register\("(\w+)"\)', r'@register("my_\1")', source), encoding="utf-8")
-    registry.load_plugin(plugin)
+    registry.load_plugin(str(plugin))
     assert {"my_noop", "my_sft", "my_dpo_flipped"} <= {row["name"] for row in catalogue.catalogue_rows()}
 
 
