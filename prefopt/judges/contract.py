@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -114,6 +115,12 @@ def question_text(question: Shown, *, again: bool = False) -> str:
     material = json.dumps({"prompt": question.prompt, "A": question.first, "B": question.second}, ensure_ascii=False)
     mark = "=== " + hashlib.sha256(("mark" + material).encode("utf-8", "surrogatepass")).hexdigest()[:20] + " ==="
     return TEMPLATE.format(mark=mark, material=material) + (STRICTER if again else "")
+
+
+def short_name(model: str) -> str:
+    """A model's name without the folders of this machine: a hub id as it is, a path's last part."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.exists() else model
 
 
 def parse_reply(reply: str) -> float | None:

@@ -18,7 +18,7 @@ from typing import Any
 import httpx2
 
 from prefopt.errors import IncompleteError, MachineError, UsageError
-from prefopt.judges.contract import TEMPLATE_HASH, Shown, Verdict, parse_reply, question_text
+from prefopt.judges.contract import TEMPLATE_HASH, Shown, Verdict, parse_reply, question_text, short_name
 from prefopt.results import digest
 
 BODY_LIMIT = 1 << 20  # bytes of a reply; a verdict is one letter
@@ -107,7 +107,7 @@ class EndpointJudge:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.model, self.base_url, self.limits = model, check_url(base_url), limits or Limits()
-        self.name = f"openai:{model}"
+        self.name = f"openai:{short_name(model)}"
         host = httpx2.URL(self.base_url).host
         self.fingerprint = digest(["openai", model, self.base_url, TEMPLATE_HASH, self.limits.max_tokens])
         self.calls = 0
@@ -249,7 +249,8 @@ class EndpointJudge:
 
     def _note(self, value: dict[str, Any]) -> None:
         with self._lock:
-            served = [str(value[key])[:120] for key in ("model", "system_fingerprint") if value.get(key)]
+            known = [str(value[key]) for key in ("model", "system_fingerprint") if value.get(key)]
+            served = [name.replace(self.model, short_name(self.model))[:120] for name in known]
             if served:
                 self.served.add(" ".join(served))
             usage = value.get("usage")

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from prefopt.judges.contract import TEMPLATE_HASH, Shown, Verdict, question_text
-from prefopt.judges.pointwise import short_name
+from prefopt.judges.contract import TEMPLATE_HASH, Shown, Verdict, question_text, short_name
 from prefopt.model import Base
 from prefopt.packing import Row
 from prefopt.results import digest

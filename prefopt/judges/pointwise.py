@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from prefopt.errors import MachineError, UsageError
-from prefopt.judges.contract import Floats
+from prefopt.judges.contract import Floats, short_name
 from prefopt.model import local_folder, pick_dtype
 from prefopt.results import digest, sha256_file
 from prefopt.tasks import Task
@@ -121,12 +121,6 @@ class RewardModelJudge:
         logits = self.model(input_ids=ids.to(self.device), attention_mask=seen.to(self.device)).logits
         values: Floats = logits.float().squeeze(-1).cpu().double().numpy()
         return values
-
-
-def short_name(model: str) -> str:
-    """A model's name without the folders of this machine: a hub id as it is, a path's last part."""
-    path = Path(model).expanduser()
-    return path.resolve().name if path.exists() else model
 
 
 def weights_hash(folder: str, model: torch.nn.Module) -> str:
