@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ import typer
 
 from prefopt.console import Console, Style, visible
 from prefopt.errors import IncompleteError, PrefoptError, UsageError
+from prefopt.redact import without_secrets
 
 app = typer.Typer(
     name="prefopt",
@@ -315,14 +317,15 @@ def main() -> None:
         sys.exit(end.exit_code)
     except PrefoptError as problem:
         for line in str(problem).splitlines():
-            print(f"prefopt: {visible(line)}", file=sys.stderr)
+            print(f"prefopt: {visible(without_secrets(line))}", file=sys.stderr)
         sys.exit(problem.exit_code)
     except KeyboardInterrupt:
         print("prefopt: interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
     except Exception as problem:
-        code = getattr(problem, "exit_code", None)
-        if code is None or not hasattr(problem, "format_message"):
-            raise
-        print(f"prefopt: {visible(problem.format_message())}", file=sys.stderr)
+        if not hasattr(problem, "format_message"):
+            print(visible(without_secrets(traceback.format_exc())), file=sys.stderr)
+            print("prefopt: this is a defect of prefopt, and the lines above say where", file=sys.stderr)
+            sys.exit(1)
+        print(f"prefopt: {visible(without_secrets(problem.format_message()))}", file=sys.stderr)
         sys.exit(2)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
 from prefopt.interface import Loss
+from prefopt.redact import portable
 from prefopt.registry import make_loss
 from prefopt.results import check_name, digest
 
@@ -15,6 +16,8 @@ EMBEDDED_MODEL = "smollm2-135m-instruct"
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+# A path or a hub name: as it was typed, but published without the home folder and without secrets.
+Place = Annotated[str, PlainSerializer(portable, when_used="json")]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -33,7 +36,7 @@ class Model(Strict):
         quantization: ``nf4`` or ``int8`` weights through bitsandbytes, or ``none``.
     """
 
-    name: str = EMBEDDED_MODEL
+    name: Place = EMBEDDED_MODEL
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: Literal["none", "nf4", "int8"] = "none"
 
@@ -57,8 +60,8 @@ class Data(Strict):
         dedup: Leave out rows that repeat an earlier one.
     """
 
-    source: str = ""
-    heldout: str = ""
+    source: Place = ""
+    heldout: Place = ""
     heldout_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     on_bad_rows: Literal["refuse", "drop"] = "refuse"
     max_length: Positive = 1024

@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from prefopt.durable import fill_folder
 from prefopt.errors import UsageError
+from prefopt.redact import portable
 from prefopt.seeding import generator
 
 
@@ -234,6 +235,9 @@ class AdapterBank:
             for (a, b), site in zip(self.views(self.params[index : index + 1].cpu()), self.sites, strict=True):
                 for matrices, value in ((layers[site.name].lora_A, a[0]), (layers[site.name].lora_B, b[0])):
                     matrices["default"].weight = nn.Parameter(value.clone(), requires_grad=False)
+
+        adapter = self.peft.peft_config["default"]
+        adapter.base_model_name_or_path = portable(str(adapter.base_model_name_or_path or ""))
 
         def fill(temporary: Path) -> None:
             self.peft.save_pretrained(temporary, safe_serialization=True, save_embedding_layers=False)

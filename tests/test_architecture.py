@@ -14,7 +14,7 @@ import prefopt
 PACKAGE = Path(prefopt.__file__).parent
 
 ANY = frozenset({"*"})
-LOW = {"durable", "errors", "results", "seeding"}
+LOW = {"durable", "errors", "redact", "results", "seeding"}
 MODEL = {*LOW, "config", "interface", "data", "flash", "packing", "head", "lora", "model", "scoring", "signals"}
 TRAIN = {*MODEL, "step", "fit", "harness", "tasks", "sampling", "pairs", "reference", "evaluate"}
 ALLOWED: dict[str, frozenset[str] | set[str]] = {
@@ -22,6 +22,7 @@ ALLOWED: dict[str, frozenset[str] | set[str]] = {
     "__main__": {"cli"},
     "cli": ANY,
     "errors": set(),
+    "redact": set(),
     "interface": {"errors"},
     "registry": {"errors", "interface"},
     "examples": {"errors", "interface"},
@@ -34,7 +35,7 @@ ALLOWED: dict[str, frozenset[str] | set[str]] = {
     "seeding": set(),
     "durable": {"errors"},
     "results": {"durable", "errors"},
-    "config": {"interface", "registry", "results"},
+    "config": {"interface", "redact", "registry", "results"},
     "settings": {"config", "errors", "registry"},
     "console": set(),
     "tasks": LOW,

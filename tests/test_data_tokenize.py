@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import re
 import string
 from pathlib import Path
 from typing import Any
@@ -345,9 +346,23 @@ def test_unusable_templates(smollm, name):
 ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 
 
-def test_endless_template_is_ended(smollm, monkeypatch):
+BUSY = {"loops": ENDLESS, "one operation": "{{ (7 ** (7 ** 9)) % 10 }}"}
+
+
+@pytest.mark.parametrize("kind", list(BUSY))
+def test_endless_template_is_ended(smollm, monkeypatch, kind):
+    monkeypatch.setattr(render, "CHAT_S", 1.0)
+    with pytest.raises(MachineError) as caught:
+        tokenize_pairs([chat_pair("Hi")], with_template(smollm, BUSY[kind]), max_length=100)
+    assert re.search(
+        r"chat template of \S+ \(SHA-256 [0-9a-f]{12}\) did not end within 1 s on one chat", str(caught.value)
+    )
+
+
+def test_time_is_bounded_where_there_is_no_alarm_too(smollm, monkeypatch):
+    monkeypatch.setattr(render, "CHAT_S", 0.0)
     monkeypatch.setattr(render, "_START_S", 4.0)
-    with pytest.raises(MachineError, match="chat template did not end within 4 s for 3 chats"):
+    with pytest.raises(MachineError, match="did not end within 4 s for 3 chats"):
         tokenize_pairs([chat_pair("Hi")], with_template(smollm, ENDLESS), max_length=100)
 
 

@@ -27,6 +27,7 @@ _KNOWN_NAMES = {
 _HEADER_ROWS = 100  # columns are those of the first rows, since JSONL has no header
 _MAX_CONTRADICTIONS = 0.05
 _MAX_EXTRA_COLUMNS = 100
+_MAX_NAME_CHARS = 80
 _WARNED = 5
 
 
@@ -169,7 +170,7 @@ class _Columns:
             if key in self.names:
                 columns[self.names[key]] = value
             elif len(self.extra) < _MAX_EXTRA_COLUMNS:
-                self.extra.add(key)
+                self.extra.add(key[:_MAX_NAME_CHARS])
         return columns
 
 

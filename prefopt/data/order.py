@@ -67,6 +67,19 @@ def check_no_leak(train: LoadedPairs, heldout: LoadedPairs) -> None:
         )
 
 
+def require_enough(n_pairs: int, pairs_per_step: int) -> None:
+    """Refuse to train on fewer pairs than one step takes.
+
+    Raises:
+        DataError: With both numbers.
+    """
+    if n_pairs < pairs_per_step:
+        raise DataError(
+            f"error[DATA032] {n_pairs} training pairs, and one step takes {pairs_per_step}. Fix: give at least "
+            f"{pairs_per_step} pairs, or lower train.pairs_per_step. Nothing was written."
+        )
+
+
 def pair_order(n_pairs: int, *, seed: int, steps: int, pairs_per_step: int) -> npt.NDArray[np.int64]:
     """Indices of the pairs of every step, the same for every variant of a seed.
 
@@ -78,11 +91,7 @@ def pair_order(n_pairs: int, *, seed: int, steps: int, pairs_per_step: int) -> n
     Raises:
         DataError: If there are fewer pairs than one step takes.
     """
-    if n_pairs < pairs_per_step:
-        raise DataError(
-            f"error[DATA032] {n_pairs} training pairs, and one step takes {pairs_per_step}. Fix: give at least "
-            f"{pairs_per_step} pairs, or lower train.pairs_per_step. Nothing was written."
-        )
+    require_enough(n_pairs, pairs_per_step)
     epochs = math.ceil(steps * pairs_per_step / n_pairs)
     order = [numpy_generator(seed, "pair_order", epoch).permutation(n_pairs) for epoch in range(epochs)]
     flat = np.concatenate(order) if order else np.zeros(0, dtype=np.int64)

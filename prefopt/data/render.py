@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +21,10 @@ if TYPE_CHECKING:
 
 # Noncharacters, which no text should hold, mark the control tokens that stand in the messages themselves.
 MARK_START, MARK_END = "\ufdd0", "\ufdd1"
+# The child ends itself after so many seconds with one chat; the second limit is for systems where it cannot.
+CHAT_S = 5.0
 _START_S, _PER_CHAT_S = 60.0, 0.02
-_CHATS_PER_PROCESS = 3000
+_CHATS_PER_PROCESS, _CHARS_PER_PROCESS = 3000, 20_000_000
 
 
 def control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
@@ -57,7 +61,7 @@ def render_chats(
 
     Raises:
         UsageError: If the tokenizer has no chat template.
-        MachineError: If the template does not end in time, or ends the process.
+        MachineError: If the template does not end in time, or ends the process; names model and template.
     """
     if not chats:
         return []
@@ -67,16 +71,24 @@ def render_chats(
             "or give prompt, chosen and rejected as text"
         )
     rendered: list[str | RowError] = []
-    for start in range(0, len(chats), _CHATS_PER_PROCESS):
-        rendered += _render_some(chats[start : start + _CHATS_PER_PROCESS], tokenizer, control)
-    return rendered
+    some: list[tuple[tuple[Message, ...], bool]] = []
+    chars = 0
+    for chat in chats:
+        some.append(chat)
+        chars += sum(len(message.content) for message in chat[0])
+        if len(some) == _CHATS_PER_PROCESS or chars > _CHARS_PER_PROCESS:
+            rendered += _render_some(some, tokenizer, control)
+            some, chars = [], 0
+    return rendered + (_render_some(some, tokenizer, control) if some else [])
 
 
 def _render_some(
     chats: Sequence[tuple[tuple[Message, ...], bool]], tokenizer: PreTrainedTokenizerBase, control: re.Pattern[str]
 ) -> list[str | RowError]:
+    template = tokenizer.get_chat_template()
     request = {
-        "template": tokenizer.get_chat_template(),
+        "template": template,
+        "chat_s": CHAT_S,
         "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "chats": [
             {
@@ -86,6 +98,8 @@ def _render_some(
             for messages, generation in chats
         ],
     }
+    named = f"the chat template of {tokenizer.name_or_path} (SHA-256 {sha256(template.encode()).hexdigest()[:12]})"
+    mend = "it may be hostile: choose another model, or give the rows as text"
     seconds = _START_S + _PER_CHAT_S * len(chats)
     try:
         # -P: a file in the working folder must not pass for an installed package.
@@ -98,13 +112,12 @@ def _render_some(
         )
         answers = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
-        raise MachineError(
-            f"the model's chat template did not end within {seconds:.0f} s for {len(chats)} chats; it may be "
-            "hostile: choose another model, or give the rows as text"
-        ) from None
+        raise MachineError(f"{named} did not end within {seconds:.0f} s for {len(chats)} chats; {mend}") from None
     except (subprocess.CalledProcessError, json.JSONDecodeError) as problem:
+        if getattr(problem, "returncode", 0) == -signal.SIGALRM:
+            raise MachineError(f"{named} did not end within {CHAT_S:g} s on one chat; {mend}") from None
         output = (getattr(problem, "stderr", b"") or b"").decode("utf-8", "replace").strip().split("\n")
-        raise MachineError(f"the model's chat template could not be run: {show(output[-1], 200)}") from None
+        raise MachineError(f"{named} could not be run: {show(output[-1], 200)}; {mend}") from None
     return [
         answer["text"]
         if "text" in answer

@@ -1,19 +1,20 @@
 """Renders chat templates in a process of its own, so that a hostile or endless one harms nothing.
 
 Run as a file by ``prefopt.data.render``: reads one JSON request from standard input, writes one JSON answer to
-standard output. transformers' sandbox keeps a template from reaching code and files; this process bounds its memory,
-the caller bounds its time.
+standard output. transformers' sandbox keeps a template from reaching code and files; this process bounds its memory
+and, by an alarm that ends it whatever it is doing, its time; the caller bounds the time of all.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from contextlib import suppress
 from datetime import datetime, tzinfo
 from typing import Any
 
-_EXTRA_MEMORY_BYTES = 1024**3
+_EXTRA_MEMORY_BYTES = 512 * 1024**2
 _MAX_GROWTH_CHARS = 100_000  # a template's own text, per message
 
 
@@ -34,6 +35,12 @@ def _limit_memory() -> None:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         limit = pages * resource.getpagesize() + _EXTRA_MEMORY_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _set_alarm(seconds: float) -> None:
+    """Let the system end this process in ``seconds``, unless it is set again; 0 calls it off."""
+    with suppress(AttributeError):  # Windows has none
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _render(chat: dict[str, Any], template: str, special_tokens: dict[str, str]) -> dict[str, str]:
@@ -65,7 +72,11 @@ def main() -> None:
     chat_template_utils.datetime = _FixedDate
     request = json.loads(sys.stdin.buffer.read())
     _limit_memory()
-    answers = [_render(chat, request["template"], request["special_tokens"]) for chat in request["chats"]]
+    answers = []
+    for chat in request["chats"]:
+        _set_alarm(request["chat_s"])
+        answers.append(_render(chat, request["template"], request["special_tokens"]))
+    _set_alarm(0)
     sys.stdout.write(json.dumps(answers))
 
 
