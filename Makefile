@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEVICE ?= auto
 
-.PHONY: setup format check test bench speed report clean
+.PHONY: setup format check test faults bench speed report clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,9 @@ check: setup
 
 test: setup
 	$(BIN)/python -m pytest -q
+
+faults: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/faults -m "faults or not faults"
 
 bench: setup
 	$(BIN)/prefopt compare benchmarks/imdb.toml --device $(DEVICE)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -58,7 +59,31 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise _refused("write", path, problem) from None
 
 
-def fill_folder(path: Path, fill: Callable[[Path], None]) -> None:
+def write_sealed(path: Path, data: bytes) -> None:
+    """``write_bytes`` of ``data`` behind a line with its SHA-256, for ``read_sealed``.
+
+    Raises:
+        MachineError: As ``write_bytes``.
+    """
+    write_bytes(path, hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+
+
+def read_sealed(path: Path) -> bytes:
+    """What ``write_sealed`` was given.
+
+    Raises:
+        DamagedError: If the file is missing or has other bytes than were written.
+    """
+    try:
+        digest, _, data = path.read_bytes().partition(b"\n")
+    except OSError as problem:
+        raise DamagedError(f"{path}: {problem.strerror}") from None
+    if hashlib.sha256(data).hexdigest().encode() != digest:
+        raise DamagedError(f"{path} has other bytes than were written")
+    return data
+
+
+def fill_folder(path: Path, fill: Callable[[Path], None], *, manifest: bool = False) -> None:
     """Make folder ``path``, letting ``fill`` write its files by whatever library it likes.
 
     A folder of that name that is there already is removed before the new one takes its name.
@@ -66,6 +91,7 @@ def fill_folder(path: Path, fill: Callable[[Path], None]) -> None:
     Args:
         path: The folder to make.
         fill: Called with an empty temporary folder; what it writes there is synced and becomes ``path``.
+        manifest: Whether to add a manifest of its files, for ``check_folder``.
 
     Raises:
         MachineError: If the system refuses; then ``path`` is as it was, or gone if the very last step failed.
@@ -77,7 +103,11 @@ def fill_folder(path: Path, fill: Callable[[Path], None]) -> None:
         temporary.mkdir()
         try:
             operation("write", temporary)
-            fill(temporary)
+            _call(fill, temporary)
+            if manifest:
+                names = [file.relative_to(temporary).as_posix() for file in temporary.rglob("*") if file.is_file()]
+                entries = {name: _entry(temporary / name) for name in names}
+                (temporary / MANIFEST).write_bytes(_manifest(entries))
             for file in sorted(temporary.rglob("*")):
                 if file.is_file():
                     file.chmod(_permissions(path / file.name))
@@ -100,10 +130,9 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
         MachineError: As ``fill_folder``.
     """
     listed = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
-    manifest = json.dumps({"files": listed}, indent=1, sort_keys=True).encode()
 
     def fill(folder: Path) -> None:
-        for name, data in {**files, MANIFEST: manifest}.items():
+        for name, data in {**files, MANIFEST: _manifest(listed)}.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             operation("write", folder / name)
             (folder / name).write_bytes(data)
@@ -115,18 +144,11 @@ def read_folder(path: Path) -> dict[str, bytes]:
     """The files of a folder that ``write_folder`` made, after checking every size and SHA-256.
 
     Raises:
-        DamagedError: If a file is missing, has other bytes than the manifest says, or is not in it.
+        DamagedError: If the manifest is missing, or a file that it names is, or has other bytes. Other files are
+            never opened.
     """
-    try:
-        listed: Any = json.loads((path / MANIFEST).read_bytes())["files"]
-        wanted = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in listed.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise DamagedError(f"{path / MANIFEST} cannot be read: {problem!r}") from None
     found = {}
-    for name, (size, expected) in wanted.items():
-        relative = PurePosixPath(name)
-        if relative.is_absolute() or ".." in relative.parts:
-            raise DamagedError(f"{path / MANIFEST} names {name!r}, which is outside the folder")
+    for name, (size, expected) in _listed(path).items():
         try:
             data = (path / name).read_bytes()
         except OSError as problem:
@@ -135,6 +157,61 @@ def read_folder(path: Path) -> dict[str, bytes]:
             raise DamagedError(f"{path / name} has other bytes than were written")
         found[name] = data
     return found
+
+
+def check_folder(path: Path) -> None:
+    """Check every size and SHA-256 of a folder with a manifest without keeping its files in memory.
+
+    Raises:
+        DamagedError: As ``read_folder``, and if there is a file that the manifest does not name, since a library may
+            read it.
+    """
+    listed = _listed(path)
+    for name, wanted in listed.items():
+        try:
+            entry = _entry(path / name)
+        except OSError as problem:
+            raise DamagedError(f"{path / name}: {problem.strerror}") from None
+        if (entry["size"], entry["sha256"]) != wanted:
+            raise DamagedError(f"{path / name} has other bytes than were written")
+    found = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+    if more := sorted(found - {*listed, MANIFEST}):
+        raise DamagedError(f"{path / more[0]} is not in the manifest")
+
+
+def _listed(path: Path) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of each file that a folder's manifest names."""
+    try:
+        listed: Any = json.loads((path / MANIFEST).read_bytes())["files"]
+        wanted = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in listed.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise DamagedError(f"{path / MANIFEST} cannot be read: {problem!r}") from None
+    for name in wanted:
+        relative = PurePosixPath(name)
+        if relative.is_absolute() or ".." in relative.parts:
+            raise DamagedError(f"{path / MANIFEST} names {name!r}, which is outside the folder")
+    return wanted
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _manifest(entries: Mapping[str, Mapping[str, Any]]) -> bytes:
+    return json.dumps({"files": entries}, indent=1, sort_keys=True).encode()
+
+
+def _call(fill: Callable[[Path], None], folder: Path) -> None:
+    """Call ``fill``; what the system refused comes out as ``OSError`` from libraries that only say it in words too."""
+    try:
+        fill(folder)
+    except OSError:
+        raise
+    except Exception as problem:
+        if number := re.search(r"\(os error (\d+)\)", str(problem)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from None
+        raise
 
 
 def remove(path: Path) -> None:
@@ -146,12 +223,15 @@ def remove(path: Path) -> None:
     try:
         if path.is_dir() and not path.is_symlink():
             hidden = _temporary(path)
-            _rename(path, hidden)
-            operation("remove", hidden)
-            shutil.rmtree(hidden)
+            try:
+                _rename(path, hidden)
+                operation("remove", hidden)
+            finally:
+                shutil.rmtree(hidden, ignore_errors=True)  # its name is gone, so nobody reads what may be left
         elif path.exists() or path.is_symlink():
             operation("remove", path)
             path.unlink()
+            _sync_folder(path.parent)
     except OSError as problem:
         raise _refused("remove", path, problem) from None
 
@@ -181,13 +261,22 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex[:12]}.tmp")
 
 
+_safe: set[Path] = set()  # folders whose names this process knows to be on the disk
+
+
 def _make_folder(path: Path) -> None:
+    """Make a folder and those above it; one that is there may be of a process that was killed before it synced."""
     if path.is_dir():
+        if path not in _safe:
+            with suppress(PermissionError):  # of a folder above that we may not read, and so did not make
+                _sync_folder(path.parent)
+            _safe.add(path)
         return
     _make_folder(path.parent)
     operation("make", path)
     path.mkdir(exist_ok=True)
     _sync_folder(path.parent)
+    _safe.add(path)
 
 
 def _write_synced(path: Path, data: bytes, permissions: int) -> None:

@@ -1,0 +1,186 @@
+"""Trials in forked children: one process imports everything once, and each trial costs a fork.
+
+A trial is a child that may itself fork victims, which are killed or fail, and then looks at what they left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefopt import durable
+from prefopt.errors import MachineError, PrefoptError
+
+SECONDS = 90.0  # of one victim; beyond it, it hangs
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process ended: its exit status, or minus the signal that killed it; what it returned or said."""
+
+    status: int
+    value: Any = None
+    said: str = ""
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def start(work: Callable[[], Any]) -> tuple[int, int]:
+    """Fork a child that does ``work``; its process id and the end of a pipe on which its answer comes."""
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer Pythons warn of forks beside threads; ours are idle
+        pid = os.fork()
+    if pid:
+        os.close(write)
+        return pid, read
+    status, answer = 1, {}
+    try:
+        os.close(read)
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        torch.set_num_threads(1)
+        answer = {"value": work()}
+        status = 0
+    except PrefoptError as problem:
+        status, answer = problem.exit_code, {"said": str(problem)}
+    except SystemExit as problem:
+        status = problem.code if isinstance(problem.code, int) else int(problem.code is not None)
+    except BaseException:
+        answer = {"said": traceback.format_exc()}
+    finally:
+        with suppress(BaseException):
+            data = json.dumps(answer).encode()
+            while data:
+                data = data[os.write(write, data) :]
+        os._exit(status)
+
+
+def finish(pid: int, read: int, seconds: float = SECONDS) -> Outcome:
+    """Wait for a child, and kill it when its time is over."""
+    parts, end = [], time.monotonic() + seconds
+    while select.select([read], [], [], max(0.0, end - time.monotonic()))[0]:
+        part = os.read(read, 1 << 16)
+        if not part:
+            break
+        parts.append(part)
+    else:
+        os.kill(pid, signal.SIGKILL)
+        parts = [json.dumps({"said": f"no end after {seconds:.0f} s"}).encode()]
+    os.close(read)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    try:
+        answer = json.loads(b"".join(parts) or b"{}")
+    except ValueError:
+        answer = {}
+    return Outcome(code, answer.get("value"), answer.get("said", ""))
+
+
+def run(work: Callable[[], Any], seconds: float = SECONDS) -> Outcome:
+    """Do ``work`` in a child and wait for it."""
+    return finish(*start(work), seconds)
+
+
+def trials(work: Callable[[Any], str | None], cases: Iterable[Any], seconds: float = 3 * SECONDS) -> list[str]:
+    """Run a trial for every case, as many at once as there are cores; what went wrong, with the case, each a line.
+
+    ``work`` returns what is wrong, or None.
+    """
+    waiting, going, wrong = list(cases)[::-1], {}, {}
+    number = 0
+    while waiting or going:
+        while waiting and len(going) < cores():
+            case = waiting.pop()
+            pid, read = start(lambda case=case: work(case))
+            going[read] = (pid, number, case)
+            number += 1
+        ready = select.select(list(going), [], [], seconds)[0]
+        for read in ready or list(going):
+            pid, place, case = going.pop(read)
+            out = finish(pid, read, seconds if ready else 0)
+            if out.status or out.value:
+                wrong[place] = f"{case}: {out.value or out.said or out.status}"
+    return [wrong[place] for place in sorted(wrong)]
+
+
+class Counter:
+    """A hook that records every durable operation."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, Path]] = []
+
+    def __call__(self, kind: str, path: Path) -> None:
+        self.seen.append((kind, path))
+
+
+class KillAt:
+    """A hook that ends the process without a word before its operation ``number`` (from 0)."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def __call__(self, kind: str, path: Path) -> None:
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1
+
+
+class FailAt:
+    """A hook whose operation ``number`` fails as the system would let it fail: once, or from then on."""
+
+    def __init__(self, number: int, errno: int, *, sticky: bool = False) -> None:
+        self.left, self.errno, self.sticky = number, errno, sticky
+
+    def __call__(self, kind: str, path: Path) -> None:
+        self.left -= 1
+        if self.left == -1 or (self.sticky and self.left < 0):
+            raise OSError(self.errno, os.strerror(self.errno), str(path))
+
+
+def count(work: Callable[[], Any]) -> int:
+    """How many durable operations ``work`` makes, counted in a child."""
+
+    def counted() -> int:
+        durable.hook = counter = Counter()
+        work()
+        return len(counter.seen)
+
+    out = run(counted)
+    if out.status:
+        raise MachineError(out.said)
+    return int(out.value)
+
+
+def victim(work: Callable[[], Any], hook: Callable[[str, Path], None], seconds: float = SECONDS) -> Outcome:
+    """Do ``work`` in a child with a fault in it."""
+
+    def faulty() -> Any:
+        durable.hook = hook
+        return work()
+
+    return run(faulty, seconds)
+
+
+def sampled(cases: Sequence[Any], most: int | None) -> list[Any]:
+    """``most`` cases, evenly spread, the last among them; all of them for None."""
+    if most is None or len(cases) <= most:
+        return list(cases)
+    return [cases[(i + 1) * len(cases) // most - 1] for i in range(most)]
+
+
+MACHINE = MachineError.exit_code
