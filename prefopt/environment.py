@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -19,7 +20,8 @@ PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scikit-lear
 # What runs after training, on files alone, and cannot change a run.
 _READERS = {
     "__main__.py", "catalogue.py", "claims.py", "cli.py", "console.py", "doctor.py", "examples.py", "judges",
-    "judging.py", "plan.py", "report", "selftest", "stats", "testing.py", "testing_fields.py", "trl_peer.py",
+    "judging.py", "locks.py", "plan.py", "report", "selftest", "stats", "stopping.py", "supervise.py", "testing.py",
+    "testing_fields.py", "trl_peer.py", "worker.py",
 }  # fmt: skip
 
 
@@ -50,15 +52,17 @@ def _cpu_model() -> str:
         return platform.processor() or platform.machine()
 
 
-def code_hash() -> str:
-    """Hash of this package's sources that decide what a run computes."""
+@functools.cache
+def code_files() -> dict[str, str]:
+    """Hashes of this package's sources that decide what a run computes, by path inside the package; read once."""
     root = Path(__file__).parent
-    total = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
-        if relative.parts[0] not in _READERS:
-            total.update(relative.as_posix().encode() + b"\0" + path.read_bytes())
-    return total.hexdigest()[:16]
+    paths = [path for path in sorted(root.rglob("*.py")) if path.relative_to(root).parts[0] not in _READERS]
+    return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths}
+
+
+def code_hash() -> str:
+    """Hash of all of ``code_files``."""
+    return digest(code_files())
 
 
 def commit() -> str:

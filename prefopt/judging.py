@@ -225,7 +225,7 @@ def merge_judgements(folder: ResultsFolder, judgements: pd.DataFrame) -> None:
     before = folder.judgements()
     kept = before[~before["judge"].isin(judgements["judge"].unique())]
     merged = pd.concat([part for part in (kept, judgements) if len(part)] or [judgements], ignore_index=True)
-    write_frame(folder.root / "judgements.parquet", merged[list(JUDGEMENT_COLUMNS)])
+    folder.write_frame("judgements.parquet", merged[list(JUDGEMENT_COLUMNS)])
 
 
 def run(

@@ -3,22 +3,30 @@
 The only module that knows paths below ``results/<name>/``. Needs no torch. Layout:
 
     manifest.json                        resolved config, variants, seeds, hashes, packages, device, command
-    runs/<variant>/seed-<n>/run.json     written last: its presence says that the run is complete
+    runs/<variant>/seed-<n>/run.json     written last: says that the run is complete, or diverged, or failed and why
                             history.csv  HISTORY_COLUMNS, a row for each logged step and split
                             pairs.parquet    PAIR_COLUMNS, a row for each held-out pair, after training
                             scores.parquet   SCORE_COLUMNS, a row for each sample on an evaluation prompt
                             samples.parquet  SAMPLE_COLUMNS, the text of those samples
                             adapter/     a PEFT folder
+                            cost.json    seconds and memory
+                            checkpoints/step-<n>/    of a run that is not complete; its newest two
     runs/reference/seed-<n>/scores.parquet, samples.parquet    the reference policy's own samples
     prompts.parquet                      PROMPT_COLUMNS, the evaluation prompts
     judgements.parquet                   JUDGEMENT_COLUMNS
+    checksums.json                       SHA-256 of the Parquet files above that no run.json lists
     judge/<judge>/judge.json             what is known about a judge: controls, position, unusable share, problems
     tables/ figures/ report.md report.html results.json
 
-``run.json`` holds: variant, seed, status ("complete" or "diverged"), diverged_at (step or null), loss (spec),
-learning_rate, steps, conditions {data, pair_order, initial_adapter, reference, evaluation, code, packages, device},
-cost {train_s, evaluate_s, sample_s, pairs, tokens, pairs_per_s, tokens_per_s, peak_memory_gib},
-diversity {distinct1, distinct2, compression}, files {relative path: SHA-256}.
+``run.json`` holds: variant, seed, status ("complete", "diverged" or "failed"), diverged_at (step or null), reason (in
+words, or empty), loss (spec), learning_rate, steps, conditions {data, pair_order, initial_adapter, reference,
+evaluation, code, packages, device}, diversity {distinct1, distinct2, compression}, files {relative path: SHA-256}. A
+diverged run has its history and its adapter as it was before the step that was not taken; a failed one has nothing,
+and the next invocation tries it again. ``cost.json`` holds: train_s, evaluate_s, sample_s, pairs, tokens, pairs_per_s,
+tokens_per_s, peak_memory_gib; earlier versions kept them in ``run.json`` as cost.
+
+What one command writes twice is equal to the byte, but for ``cost.json``, ``created`` in ``manifest.json``, and what
+the report says about cost. JSON that this version writes carries its own SHA-256.
 
 ``manifest.json`` holds: schema, name, prefopt_version, created, command, commit, config, seeds, variants [{variant,
 loss, spec, source, summary, needs_reference, length_normalized, batch_coupled, learning_rate}], model {name, hash,
@@ -47,8 +55,9 @@ import pandas as pd
 from prefopt.durable import write_bytes
 from prefopt.errors import UsageError
 
-SCHEMA = 1
+SCHEMA = 2
 REFERENCE = "reference"
+LOCK = ".lock"
 
 # One row for each (step, split). Split is "train" (the step's batch, before the update) or "heldout".
 # Rewards are in the loss's own units, logps in nats summed over the response, logratio/margins in nats.
@@ -108,12 +117,29 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_frame(path: Path, frame: pd.DataFrame) -> None:
     """``write_bytes`` of a frame, as CSV or Parquet by the path's ending."""
+    write_bytes(path, frame_bytes(path, frame))
+
+
+def frame_bytes(path: Path, frame: pd.DataFrame) -> bytes:
+    """A frame as the content of a CSV or Parquet file, by the path's ending."""
     buffer = io.BytesIO()
     if path.suffix == ".csv":
         frame.to_csv(buffer, index=False, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
     else:
         frame.to_parquet(buffer, index=False)
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def seal(value: Mapping[str, Any]) -> dict[str, Any]:
+    """``value`` with the schema's number and the SHA-256 of all the rest, which ``ResultsFolder.read_json`` checks."""
+    whole = {**value, "schema": SCHEMA}
+    whole.pop("sha256", None)
+    return {**whole, "sha256": _sha256(whole)}
+
+
+def _sha256(value: Mapping[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
@@ -149,19 +175,13 @@ class ResultsFolder:
         Raises:
             UsageError: If there is none, or a newer version of prefopt wrote it.
         """
-        value = self.read_json(self.manifest_path)
-        if value.get("schema", 0) > SCHEMA:
-            raise UsageError(
-                f"{self.manifest_path} has schema {value['schema']}, written by prefopt "
-                f"{value.get('prefopt_version', '?')}; this version reads up to {SCHEMA}: install that one"
-            )
-        return value
+        return self.read_json(self.manifest_path)
 
     def read_json(self, path: Path) -> dict[str, Any]:
         """A JSON object from a file of this folder.
 
         Raises:
-            UsageError: If the file is missing or is not a JSON object.
+            UsageError: If the file is missing, damaged, or of a newer version of prefopt.
         """
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
@@ -171,6 +191,14 @@ class ResultsFolder:
             raise UsageError(f"{path} is damaged: {problem}; move it away and run the comparison again") from None
         if not isinstance(value, dict):
             raise UsageError(f"{path} is damaged: not a JSON object")
+        schema, expected = value.get("schema", 1), value.pop("sha256", None)
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise UsageError(
+                f"{path} has schema {schema}, written by prefopt {value.get('prefopt_version', '?')}; this version "
+                f"reads up to {SCHEMA}: install that one"
+            )
+        if (expected is not None or schema != 1) and _sha256(value) != expected:  # version 1 did not seal its files
+            raise UsageError(f"{path} is damaged: not as it was written; move it away and run the comparison again")
         return value
 
     def complete(self, variant: str, seed: int) -> dict[str, Any] | None:
@@ -178,23 +206,43 @@ class ResultsFolder:
 
         ``run.json`` lists its files with their SHA-256; ``samples.parquet`` and ``adapter/`` count too.
         """
+        return None if self.damage(variant, seed) is not None else self.finished(variant, seed)
+
+    def finished(self, variant: str, seed: int) -> dict[str, Any] | None:
+        """The ``run.json`` of a run that is complete or diverged, whatever became of its files since, else None."""
         path = self.run(variant, seed) / "run.json"
-        if not path.is_file():
-            return None
-        run = self.read_json(path)
-        for name, expected in run.get("files", {}).items():
-            file = path.parent / name
-            if not file.is_file() or sha256_file(file) != expected:
-                return None
-        return run
+        run = self.read_json(path) if path.is_file() else {}
+        return run if run and run.get("status") != "failed" else None
+
+    def damage(self, variant: str, seed: int) -> str | None:
+        """What is wrong with the files of a finished run, or None if nothing is, or it is not finished."""
+        folder = self.run(variant, seed)
+        try:
+            run = self.finished(variant, seed)
+        except UsageError as problem:
+            return str(problem)
+        for name, expected in (run or {}).get("files", {}).items():
+            file = folder / name
+            if not file.is_file():
+                return f"{file} is missing"
+            if sha256_file(file) != expected:
+                return f"{file} has other bytes than were written"
+        return None
 
     def runs(self) -> dict[tuple[str, int], dict[str, Any]]:
-        """Every ``run.json`` by (variant, seed), whether or not its text and adapter are at hand."""
+        """Every ``run.json`` by (variant, seed), whether or not its text and adapter are at hand; with its cost."""
         found = {}
-        for path in sorted(self.root.glob("runs/*/seed-*/run.json")):
+        for path in self._of_runs("run.json"):
             run = self.read_json(path)
+            if (path.parent / "cost.json").is_file():
+                run["cost"] = self.read_json(path.parent / "cost.json")
             found[str(run["variant"]), int(run["seed"])] = run
         return found
+
+    def _of_runs(self, file: str) -> list[Path]:
+        """One kind of file of every run; folders that were set aside are none."""
+        found = self.root.glob(f"runs/*/seed-*/{file}")
+        return sorted(path for path in found if path.parent.name.removeprefix("seed-").isdigit())
 
     def frames(self, file: str, columns: Iterable[str]) -> pd.DataFrame:
         """One kind of file of every run, concatenated, with columns variant and seed in front.
@@ -208,7 +256,8 @@ class ResultsFolder:
         """
         wanted = list(columns)
         parts = []
-        for path in sorted(self.root.glob(f"runs/*/seed-*/{file}")):
+        for path in self._of_runs(file):
+            self._require_unchanged(path)
             try:
                 part = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
                 part = part[wanted]
@@ -219,10 +268,46 @@ class ResultsFolder:
             parts.append(part)
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["variant", "seed", *wanted])
 
+    def _require_unchanged(self, path: Path) -> None:
+        """Refuse a run's file that differs from what its ``run.json`` lists."""
+        run = self.read_json(path.parent / "run.json") if (path.parent / "run.json").is_file() else {}
+        expected = run.get("files", {}).get(path.name)
+        if expected is not None and sha256_file(path) != expected:
+            raise UsageError(f"{path} is damaged: not as it was written; run the comparison again, which redoes it")
+
     def judgements(self) -> pd.DataFrame:
-        """``judgements.parquet``, or an empty frame of its columns."""
+        """``judgements.parquet``, or an empty frame of its columns.
+
+        Raises:
+            UsageError: If it is damaged.
+        """
         path = self.root / "judgements.parquet"
-        return pd.read_parquet(path) if path.is_file() else pd.DataFrame(columns=list(JUDGEMENT_COLUMNS))
+        if not path.is_file():
+            return pd.DataFrame(columns=list(JUDGEMENT_COLUMNS))
+        known = self._checksums().get(path.name)
+        if known is not None and sha256_file(path) not in known:
+            raise UsageError(f"{path} is damaged: not as it was written; move it away, compare again, then judge again")
+        try:
+            return pd.read_parquet(path)
+        except (OSError, ValueError) as problem:
+            raise UsageError(f"{path} is damaged: {problem}; move it away, compare again, then judge again") from None
+
+    def write_frame(self, name: str, frame: pd.DataFrame) -> None:
+        """Write a Parquet file of this folder itself, and its checksum first: with it the old file's still counts."""
+        path = self.root / name
+        data = frame_bytes(path, frame)
+        sums = self._checksums()
+        new = hashlib.sha256(data).hexdigest()
+        old = sha256_file(path) if path.is_file() else new
+        if old == new and new in sums.get(name, []):
+            return
+        write_json(self.root / "checksums.json", seal({"files": {**sums, name: sorted({new, old})}}))
+        write_bytes(path, data)
+
+    def _checksums(self) -> dict[str, list[str]]:
+        path = self.root / "checksums.json"
+        found: dict[str, list[str]] = self.read_json(path)["files"] if path.is_file() else {}
+        return found
 
 
 def file_hashes(folder: Path, names: Iterable[str]) -> Mapping[str, str]:

@@ -1,46 +1,37 @@
-"""Variants x seeds: prepare once, train what is missing, evaluate, write; refuse unequal conditions."""
+"""Variants x seeds: prepare once, train what is missing, evaluate, write; refuse unequal conditions.
+
+Whatever ends the process, the same call goes on where it stopped: finished runs are taken as they are, a run under way
+continues from its newest checkpoint, and the outcome is that of a call that was never interrupted.
+"""
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
-from prefopt import environment
+from prefopt import environment, identity, outcome
+from prefopt.checkpoint import Checkpoints, common_step
 from prefopt.config import Config, Train, Variant
 from prefopt.data.order import pair_order
-from prefopt.errors import DataError, UsageError
-from prefopt.evaluate import (
-    PolicySamples,
-    draw_samples,
-    heldout_frame,
-    oracle_judgements,
-    score_samples,
-)
-from prefopt.fit import fit
-from prefopt.harness import peak_memory_gib, train_group
-from prefopt.lora import AdapterBank
+from prefopt.errors import DataError
+from prefopt.evaluate import draw_samples, heldout_frame, score_samples
+from prefopt.fit import Fit, fit, set_checkpointing
+from prefopt.harness import train_group, why_left
 from prefopt.materials import Materials, Progress, manifest, prepare
 from prefopt.model import pick_device
-from prefopt.results import (
-    HISTORY_COLUMNS,
-    PROMPT_COLUMNS,
-    REFERENCE,
-    ResultsFolder,
-    digest,
-    file_hashes,
-    write_frame,
-    write_json,
-)
+from prefopt.outcome import Origin
+from prefopt.results import PROMPT_COLUMNS, REFERENCE, ResultsFolder, digest, seal, write_json
 from prefopt.step import Run
-from prefopt.tasks import Task
 from prefopt.testing import check_loss
+
+# Told of the seed, the variants and the step that are under way.
+Watch = Callable[[int, list[str], int], None]
 
 
 def compare(
@@ -60,33 +51,54 @@ def compare(
     Raises:
         PrefoptError: For anything that the user can mend.
     """
+    return work(config, results=results, command=command, progress=progress)
+
+
+def work(
+    config: Config,
+    *,
+    results: Path,
+    command: Sequence[str],
+    progress: Progress,
+    watch: Watch = lambda seed, variants, step: None,
+    skip: Collection[tuple[str, int]] = (),
+    alone: Collection[int] = (),
+) -> ResultsFolder:
+    """``compare`` for a caller that holds the folder's lock.
+
+    Args:
+        config: What to compare.
+        results: The folder of all comparisons.
+        command: The command line, for the manifest.
+        progress: Told what is going on.
+        watch: Told which seed, variants and step are under way.
+        skip: Runs to leave out this time.
+        alone: Seeds whose runs are trained one after the other.
+    """
     folder = ResultsFolder(results / config.name)
     for variant in config.variants:
         check_loss(variant.build(), documented=False)
     device = pick_device(config.device)
-    refuse_other_config(folder, config)
-    if (done := _finished(folder, config, device)) is not None:
-        progress.say(done)
+    identity.refuse_other(folder, config, device)
+    if not _missing(folder, config, device, progress):
+        outcome.judge(folder)
+        n = len(config.seeds) * len(config.variants)
+        progress.say(f"all {n} runs are already in {folder.root}; nothing to train")
         return folder
     materials = prepare(config, device, progress)
     _require_scores(config, materials)
-    write_frame(
-        folder.root / "prompts.parquet",
-        pd.DataFrame({"prompt_id": range(len(materials.prompts.texts)), "prompt": materials.prompts.texts})[
-            list(PROMPT_COLUMNS)
-        ],
-    )
-    progress.stage("fitting a step to the machine", 0, 1)
-    materials.bank.params.zero_()
-    trial = [Run(v.name, v.build(), config.learning_rate(v), slot) for slot, v in enumerate(config.variants)]
-    chosen = fit(materials.base, materials.bank, trial, materials.train.pairs, config.train)
-    write_json(folder.manifest_path, manifest(config, materials, chosen, command))
-    trained: set[tuple[str, int]] = set()
+    identity.refuse_other_materials(folder, materials)
+    chosen = _step(folder, config, materials, progress)
+    before = folder.manifest() if folder.manifest_path.is_file() else {}
+    whole = {**manifest(config, materials, chosen, command), **identity.facts(config)}
+    write_json(folder.manifest_path, seal({**whole, "created": before.get("created", whole["created"])}))
+    texts = materials.prompts.texts
+    frame = pd.DataFrame({"prompt_id": range(len(texts)), "prompt": texts})[list(PROMPT_COLUMNS)]
+    folder.write_frame("prompts.parquet", frame)
+    group = _Group(config, chosen.apply(config.train), materials, folder, progress, watch)
     for number, seed in enumerate(config.seeds):
-        title = f"seed {seed} ({number + 1} of {len(config.seeds)})"
-        names = _run_seed(config, chosen.apply(config.train), materials, folder, seed, progress, title)
-        trained |= {(name, seed) for name in names}
-    _judge(config, folder, materials.task, trained)
+        group.run_seed(seed, f"seed {seed} ({number + 1} of {len(config.seeds)})", set(skip), alone=seed in alone)
+    outcome.judge(folder)
     return folder
 
 
@@ -103,210 +115,168 @@ def _require_scores(config: Config, materials: Materials) -> None:
         )
 
 
-def refuse_other_config(folder: ResultsFolder, config: Config) -> None:
-    """Refuse a folder that holds another experiment under the same name.
+def _step(folder: ResultsFolder, config: Config, materials: Materials, progress: Progress) -> Fit:
+    """How a step fits the machine: as it was chosen when the folder was made, else measured now."""
+    if folder.manifest_path.is_file() and (before := folder.manifest().get("step")):
+        chosen = Fit(**before)
+        set_checkpointing(materials.base, chosen.checkpointing)
+        return chosen
+    progress.stage("fitting a step to the machine", 0, 1)
+    materials.bank.params.zero_()
+    trial = [Run(v.name, v.build(), config.learning_rate(v), slot) for slot, v in enumerate(config.variants)]
+    return fit(materials.base, materials.bank, trial, materials.train.pairs, config.train)
 
-    Variants, seeds and the report's settings may be added; what every run depends on may not change.
+
+def _missing(
+    folder: ResultsFolder, config: Config, device: torch.device, progress: Progress
+) -> list[tuple[Variant | None, int]]:
+    """What is not in the folder yet, None for the reference; damaged runs are set aside, leftovers removed.
 
     Raises:
-        UsageError: Naming the first setting that differs, with both values.
+        UsageError: If a run of that name is there and is not this one.
     """
-    if not folder.manifest_path.is_file():
-        if folder.root.is_dir() and any(folder.root.iterdir()):
-            raise UsageError(f"{folder.root} holds files that prefopt did not write; choose another --name")
-        return
-    before = folder.manifest().get("config", {})
-    now = config.model_dump(mode="json")
-    for section in ("model", "task", "data", "sft", "pairs", "lora", "train", "evaluation"):
-        for key, value in now[section].items():
-            old = before.get(section, {}).get(key, value)
-            if old != value:
-                raise UsageError(
-                    f"{folder.root} was made with {section}.{key} = {old!r}, and now it is {value!r}; "
-                    "give another --name, or move the old folder away"
-                )
-
-
-def run_key(config: Config, variant: Variant, device: torch.device) -> dict[str, Any]:
-    """What a run is, before anything is loaded: kept in its ``run.json`` and compared on resumption."""
-    settings = config.model_dump(mode="json", exclude={"name", "seeds", "variants", "device"})
-    return {
-        "settings": digest(settings),
-        "loss": variant.build().spec(),
-        "learning_rate": config.learning_rate(variant),
-        "code": environment.code_hash(),
-        "packages": digest(environment.packages()),
-        "device": digest(environment.device_facts(device)),
-    }
-
-
-def _finished(folder: ResultsFolder, config: Config, device: torch.device) -> str | None:
-    """A sentence if every run is there and unchanged, so that nothing need be loaded."""
+    found: list[tuple[Variant | None, int]] = []
     for seed in config.seeds:
         for variant in (*config.variants, None):
-            if not _reusable(folder, config, variant, seed, device):
-                return None
-    n = len(config.seeds) * len(config.variants)
-    return f"all {n} runs are already in {folder.root}; nothing to train"
+            name = variant.name if variant else REFERENCE
+            if (damage := folder.damage(name, seed)) is not None:
+                outcome.set_aside(folder, name, seed, damage, progress)
+            run = folder.finished(name, seed)
+            if run is None:
+                found.append((variant, seed))
+                continue
+            key = identity.run_key(config, variant, device) if variant else identity.reference_key(config, device)
+            identity.require_same_run(folder, name, seed, run.get("key", {}), key)
+            outcome.drop_checkpoints(folder, name, seed)
+    return found
 
 
-def _reusable(folder: ResultsFolder, config: Config, variant: Variant | None, seed: int, device: torch.device) -> bool:
-    run = folder.complete(variant.name if variant else REFERENCE, seed)
-    if run is None:
-        return False
-    wanted = run_key(config, variant or Variant(loss="noop"), device)
-    stored = run.get("key", {})
-    if variant is None:
-        wanted, stored = ({k: v for k, v in x.items() if k not in ("loss", "learning_rate")} for x in (wanted, stored))
-    return bool(stored == wanted)
+@dataclass(frozen=True)
+class _Group:
+    """Trains and evaluates the missing runs of one seed after the other."""
 
+    config: Config
+    train: Train
+    materials: Materials
+    folder: ResultsFolder
+    progress: Progress
+    watch: Watch
 
-def _run_seed(
-    config: Config, train: Train, materials: Materials, folder: ResultsFolder, seed: int, progress: Progress, title: str
-) -> set[str]:
-    """Train and evaluate the missing runs of one seed; the names of those that were."""
-    device = materials.base.device
-    missing = [v for v in config.variants if not _reusable(folder, config, v, seed, device)]
-    with_reference = not _reusable(folder, config, None, seed, device)
-    if not missing and not with_reference:
-        return set()
-    bank = materials.bank
-    bank.params.zero_()
-    runs = [Run(v.name, v.build(), config.learning_rate(v), slot) for slot, v in enumerate(missing)]
-    for run in runs:
-        bank.initialise(run.slot, seed)
-    shared = _conditions(config, materials, seed, bank.hash(0) if runs else "")
-    for run in runs:
-        _require_same_start(folder, run.variant, seed, shared)
-    if runs:
+    def run_seed(self, seed: int, title: str, skip: set[tuple[str, int]], *, alone: bool) -> None:
+        """Train and evaluate the missing runs of one seed, in lockstep or one after the other."""
+        device = self.materials.base.device
+        missing = [v for v, s in _missing(self.folder, self.config, device, self.progress) if s == seed]
+        variants = [v for v in missing if v is not None and (v.name, seed) not in skip]
+        if not missing:
+            return
+        bank = self.materials.bank
+        bank.params.zero_()
+        bank.initialise(0, seed)
+        conditions = self._conditions(seed, bank.hash(0))
+        for group in [[v] for v in variants] if alone else [variants] if variants else []:
+            self._train_and_evaluate(group, seed, title, conditions)
+        if None in missing:
+            origin = Origin(REFERENCE, seed, identity.reference_key(self.config, device), conditions)
+            self._evaluate(None, origin, title)
+
+    def _train_and_evaluate(
+        self, variants: Sequence[Variant], seed: int, title: str, conditions: dict[str, str]
+    ) -> None:
+        bank, device = self.materials.bank, self.materials.base.device
+        runs = [Run(v.name, v.build(), self.config.learning_rate(v), slot) for slot, v in enumerate(variants)]
+        origins = [Origin(v.name, seed, identity.run_key(self.config, v, device), conditions) for v in variants]
+        for run in runs:
+            bank.initialise(run.slot, seed)
+            self._require_same_start(run.variant, seed, conditions)
+        keepers = {run.slot: self._resume(run, origin) for run, origin in zip(runs, origins, strict=True)}
+        self._restore(runs, keepers, title)
+        names = [run.variant for run in runs]
+
+        def shown(step: int, values: dict[str, dict[str, float]]) -> None:
+            self.watch(seed, names, step)
+            self.progress.step(f"{title}: training {len(runs)} variants", step, self.train.steps, values)
+
         train_group(
-            materials.base,
+            self.materials.base,
             bank,
             runs,
-            train=materials.train,
-            heldout=materials.heldout,
-            config=train,
+            train=self.materials.train,
+            heldout=self.materials.heldout,
+            config=self.train,
             seed=seed,
-            progress=lambda step, values: progress.step(
-                f"{title}: training {len(runs)} variants", step, config.train.steps, values
-            ),
+            progress=shown,
+            keepers=keepers,
         )
-    progress.stage(f"{title}: sampling", 0, 1)
-    began = time.perf_counter()
-    last = len(runs)  # the first slot behind the runs is still zero: the reference
-    drawn = draw_samples(materials.base, bank, slice(0, last + 1), materials.prompts, config.evaluation, seed=seed)
-    sample_s = (time.perf_counter() - began) / len(drawn)
-    for slot, samples in enumerate(drawn):
-        is_reference = slot == last
-        if is_reference and not with_reference:
-            continue
-        name = REFERENCE if is_reference else runs[slot].variant
-        progress.stage(f"{title}: evaluating {name}", slot, len(drawn))
+        for run, origin in zip(runs, origins, strict=True):
+            self.watch(seed, [run.variant], run.step)
+            self._evaluate(run, origin, title)
+
+    def _resume(self, run: Run, origin: Origin) -> Checkpoints:
+        path = self.folder.run(origin.variant, origin.seed) / outcome.CHECKPOINTS
+        key = {"variant": origin.variant, "seed": origin.seed, "run": origin.key, "conditions": origin.conditions}
+        return Checkpoints(path, key, self.progress.say)
+
+    def _restore(self, runs: Sequence[Run], keepers: dict[int, Checkpoints], title: str) -> None:
+        """Put every run where its newest usable checkpoint was; all at the same step, where they have one."""
+        found = {run.slot: keepers[run.slot].look() for run in runs}
+        shared = common_step(list(found.values()))
+        for run in runs:
+            steps = found[run.slot]
+            if steps:
+                step = steps[0] if shared is None else shared
+                keepers[run.slot].restore(step, run, self.materials.bank, self.train)
+            keepers[run.slot].found.clear()
+        going_on = {run.step for run in runs if run.step}
+        if going_on:
+            self.progress.say(f"{title}: going on from step {', '.join(map(str, sorted(going_on)))}")
+
+    def _evaluate(self, run: Run | None, origin: Origin, title: str) -> None:
+        """Sample, score and write one policy; what its own code raises is written as a failure of that run alone."""
+        try:
+            if run is None or not run.reason:
+                self._sample_and_write(run, origin, title)
+                return
+            if run.diverged_at is not None:
+                outcome.write_run(self.folder, origin, scored=None, cost={}, run=run, bank=self.materials.bank)
+                return
+        except Exception as problem:
+            if run is None:
+                raise
+            run.reason = f"{why_left(problem)} in its evaluation"
+        self.progress.say(f"{title}: {origin.variant} failed: {run.reason}; the others are not affected")
+        outcome.write_failed(self.folder, origin, run.reason)
+
+    def _sample_and_write(self, run: Run | None, origin: Origin, title: str) -> None:
+        """Every policy is sampled by itself, so that no number of it depends on which others there are."""
+        some, seed, settings = self.materials, origin.seed, self.config.evaluation
+        slot = some.reference_slot if run is None else run.slot
+        self.progress.stage(f"{title}: sampling from {origin.variant}", 0, 1)
         began = time.perf_counter()
-        scored = score_samples(materials.base, bank, slot, materials.prompts, samples, materials.task)
-        if is_reference:
-            key = run_key(config, Variant(loss="noop"), device)
-            _write_run(folder, name, seed, key, shared, scored, sample_s, time.perf_counter() - began)
-            continue
-        run, variant = runs[slot], missing[slot]
-        pairs = heldout_frame(materials.base, bank, run, materials.heldout, seed=seed)
-        _write_run(
-            folder, name, seed, run_key(config, variant, device), shared, scored, sample_s,
-            time.perf_counter() - began, run=run, pairs=pairs, bank=bank, steps=config.train.steps,
-        )  # fmt: skip
-    return {run.variant for run in runs} | ({REFERENCE} if with_reference else set())
+        drawn = draw_samples(some.base, some.bank, slice(slot, slot + 1), some.prompts, settings, seed=seed)[0]
+        cost = {"sample_s": time.perf_counter() - began}
+        self.progress.stage(f"{title}: evaluating {origin.variant}", 0, 1)
+        began = time.perf_counter()
+        scored = score_samples(some.base, some.bank, slot, some.prompts, drawn, some.task)
+        pairs = heldout_frame(some.base, some.bank, run, some.heldout, seed=seed) if run is not None else None
+        cost["evaluate_s"] = time.perf_counter() - began
+        outcome.write_run(self.folder, origin, scored=scored, cost=cost, run=run, pairs=pairs, bank=some.bank)
 
+    def _conditions(self, seed: int, adapter: str) -> dict[str, str]:
+        some, train = self.materials, self.config.train
+        n = len(some.train.pairs)
+        order = pair_order(n, seed=seed, steps=train.steps, pairs_per_step=train.pairs_per_step)
+        asked: dict[str, Any] = self.config.evaluation.model_dump(mode="json", exclude={"delta"})
+        return environment.conditions(
+            data=some.data_hash,
+            pair_order=digest(order.tolist()),
+            initial_adapter=adapter,
+            reference=digest([some.base.hash, some.train.reference.hash, some.heldout.reference.hash]),
+            evaluation=digest([some.prompts.ids, asked]),
+            device=some.base.device,
+        )
 
-def _conditions(config: Config, materials: Materials, seed: int, adapter: str) -> dict[str, str]:
-    train = config.train
-    order = pair_order(len(materials.train.pairs), seed=seed, steps=train.steps, pairs_per_step=train.pairs_per_step)
-    return environment.conditions(
-        data=materials.data_hash,
-        pair_order=digest(order.tolist()),
-        initial_adapter=adapter,
-        reference=digest([materials.base.hash, materials.train.reference.hash, materials.heldout.reference.hash]),
-        evaluation=digest([materials.prompts.ids, config.evaluation.model_dump(mode="json", exclude={"delta"})]),
-        device=materials.base.device,
-    )
-
-
-def _require_same_start(folder: ResultsFolder, variant: str, seed: int, shared: dict[str, str]) -> None:
-    """Refuse to add a run beside finished ones of the same seed that had other conditions."""
-    for (other, other_seed), run in folder.runs().items():
-        if other_seed == seed and other not in (variant, REFERENCE) and folder.complete(other, seed) is not None:
-            environment.require_equal(seed, variant, shared, other, run["conditions"])
-
-
-def _write_run(
-    folder: ResultsFolder,
-    name: str,
-    seed: int,
-    key: dict[str, Any],
-    conditions: dict[str, str],
-    scored: PolicySamples,
-    sample_s: float,
-    evaluate_s: float,
-    *,
-    run: Run | None = None,
-    pairs: pd.DataFrame | None = None,
-    bank: AdapterBank | None = None,
-    steps: int = 0,
-) -> None:
-    """Write one run's files, ``run.json`` last."""
-    path = folder.run(name, seed)
-    if path.is_dir():
-        shutil.rmtree(path)
-    write_frame(path / "scores.parquet", scored.scores)
-    write_frame(path / "samples.parquet", scored.texts)
-    files = ["scores.parquet", "samples.parquet"]
-    cost: dict[str, Any] = {"sample_s": sample_s, "evaluate_s": evaluate_s}
-    facts: dict[str, Any] = {"status": "complete", "diverged_at": None}
-    if run is not None and pairs is not None and bank is not None:
-        history = pd.DataFrame(run.history).reindex(columns=list(HISTORY_COLUMNS))
-        write_frame(path / "history.csv", history)
-        write_frame(path / "pairs.parquet", pairs)
-        bank.save(run.slot, path / "adapter")
-        files += ["history.csv", "pairs.parquet", "adapter"]
-        cost |= {
-            "train_s": run.seconds,
-            "pairs": run.pairs,
-            "tokens": run.tokens,
-            "pairs_per_s": run.pairs / run.seconds,
-            "tokens_per_s": run.tokens / run.seconds,
-            "peak_memory_gib": peak_memory_gib(bank.params.device),
-        }
-        facts = {
-            "status": "complete" if run.diverged_at is None else "diverged",
-            "diverged_at": run.diverged_at,
-            "loss": run.loss.spec(),
-            "learning_rate": run.learning_rate,
-            "steps": steps,
-        }
-    write_json(
-        path / "run.json",
-        {
-            "variant": name,
-            "seed": seed,
-            **facts,
-            "key": key,
-            "conditions": conditions,
-            "cost": cost,
-            "diversity": scored.diversity,
-            "files": dict(file_hashes(path, files)),
-        },
-    )
-
-
-def _judge(config: Config, folder: ResultsFolder, task: Task, trained: set[tuple[str, int]]) -> None:
-    """Write the gold reward's judgements of every run that is there; other judges' stay for runs not trained now."""
-    before = folder.judgements()
-    fresh = [(v, s) in trained or (o, s) in trained for v, o, s in before[["variant", "opponent", "seed"]].to_numpy()]
-    kept = before[(before["judge"] != "oracle") & ~np.array(fresh, dtype=bool)]
-    parts = [kept] if len(kept) else []
-    if task.has_reward:
-        names = [variant.name for variant in config.variants]
-        paths = {(n, s): folder.run(n, s) / "scores.parquet" for n in (*names, REFERENCE) for s in config.seeds}
-        scores = {key: pd.read_parquet(path) for key, path in paths.items() if path.is_file()}
-        parts.append(oracle_judgements(scores, names))
-    if parts:
-        write_frame(folder.root / "judgements.parquet", pd.concat(parts, ignore_index=True))
+    def _require_same_start(self, variant: str, seed: int, shared: dict[str, str]) -> None:
+        """Refuse to add a run beside finished ones of the same seed that had other conditions."""
+        for (other, other_seed), run in self.folder.runs().items():
+            if other_seed == seed and other not in (variant, REFERENCE) and run.get("status") != "failed":
+                environment.require_equal(seed, variant, shared, other, run["conditions"])

@@ -40,7 +40,10 @@ MICROBATCH_TOKENS = 16384  # of one pass with gradients, where micro_batch is "a
 
 @dataclass(slots=True)
 class Run:
-    """One variant at one seed while it trains; ``slot`` is its row in the adapter bank."""
+    """One variant at one seed while it trains.
+
+    ``slot`` is its row in the adapter bank, ``step`` how many steps it has taken, and ``reason`` why it takes no more.
+    """
 
     variant: str
     loss: Loss
@@ -50,6 +53,8 @@ class Run:
     running: Tensor | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     diverged_at: int | None = None
+    reason: str = ""
+    step: int = 0
     seconds: float = 0.0
     tokens: int = 0
     pairs: int = 0
@@ -140,11 +145,12 @@ def train_step(base: Base, bank: AdapterBank, chunk: Sequence[Run], batch: Batch
     norms = gradients.norm(dim=1)
     rate = schedule(config, step)
     for run, logps, norm, gradient in zip(chunk, seen, norms, gradients, strict=True):
-        ok = norm.isfinite()
+        row = _metrics(run, logps, step, run.learning_rate * rate, norm)
+        ok = norm.isfinite() & row["values"].isfinite().all()
         gradient.mul_((config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         if base.device.type != "cpu":
             gradient.copy_(torch.where(ok, gradient, 0.0))  # no waiting for the device; _collect finds it
-        run.history.append(_metrics(run, logps, step, run.learning_rate * rate, norm))
+        run.history.append(row)
         if base.device.type == "cpu" and not bool(ok):
             collect(run)
             continue

@@ -14,8 +14,8 @@ import prefopt
 PACKAGE = Path(prefopt.__file__).parent
 
 ANY = frozenset({"*"})
-LOW = {"durable", "errors", "redact", "results", "seeding"}
-MODEL = {*LOW, "config", "interface", "data", "flash", "packing", "head", "lora", "model", "scoring", "signals"}
+LOW = {"durable", "errors", "kept", "redact", "results", "seeding"}
+MODEL = {*LOW, "config", "interface", "data", "flash", "packing", "head", "lora", "model", "scoring", "signals", "vetting"}
 TRAIN = {*MODEL, "step", "fit", "harness", "tasks", "sampling", "pairs", "reference", "evaluate"}
 ALLOWED: dict[str, frozenset[str] | set[str]] = {
     "__init__": {"interface", "registry", "losses"},
@@ -34,6 +34,7 @@ ALLOWED: dict[str, frozenset[str] | set[str]] = {
     "catalogue": {"errors", "examples", "interface", "losses", "registry"},
     "seeding": set(),
     "durable": {"errors"},
+    "kept": {"durable", "errors"},
     "results": {"durable", "errors"},
     "config": {"interface", "redact", "registry", "results"},
     "settings": {"config", "errors", "registry"},
@@ -44,7 +45,8 @@ ALLOWED: dict[str, frozenset[str] | set[str]] = {
     "packing": {"flash"},
     "head": set(),
     "lora": LOW,
-    "model": {*LOW, "config", "packing"},
+    "vetting": {"errors"},
+    "model": {*LOW, "config", "packing", "vetting"},
     "scoring": {*LOW, "data", "head", "model", "packing"},
     "signals": {*LOW, "data", "head", "interface", "lora", "model", "packing", "scoring"},
     "step": MODEL,
@@ -59,7 +61,7 @@ ALLOWED: dict[str, frozenset[str] | set[str]] = {
     "environment": LOW,
     "materials": {*TRAIN, "environment"},
     "plan": {*TRAIN, "materials"},
-    "identity": {*TRAIN, "environment", "materials"},
+    "identity": {*TRAIN, "environment", "materials", "redact"},
     "outcome": {*TRAIN, "materials"},
     "runner": {*TRAIN, "checkpoint", "environment", "identity", "materials", "outcome", "testing"},
     "judges": {*MODEL, "tasks", "stats"},
