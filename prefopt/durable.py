@@ -59,6 +59,18 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise _refused("write", path, problem) from None
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, if they are not there.
+
+    Raises:
+        MachineError: If the system refuses.
+    """
+    try:
+        _make_folder(path)
+    except OSError as problem:
+        raise _refused("make", path, problem) from None
+
+
 def write_sealed(path: Path, data: bytes) -> None:
     """``write_bytes`` of ``data`` behind a line with its SHA-256, for ``read_sealed``.
 

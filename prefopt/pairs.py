@@ -12,9 +12,10 @@ import pandas as pd
 
 from prefopt.config import Config, Pairs
 from prefopt.data import TokenPair
+from prefopt.kept import kept_frame
 from prefopt.lora import AdapterBank
 from prefopt.model import Base
-from prefopt.results import digest, write_frame
+from prefopt.results import digest
 from prefopt.sampling import sample
 from prefopt.seeding import numpy_generator
 from prefopt.tasks import Task, TaskPrompts
@@ -62,32 +63,32 @@ def _responses(
     """Columns prompt_id, prompt_ids, tokens, finished, reward: the reference's samples, cached."""
     texts = [*prompts.train, *prompts.heldout]
     shape = settings.model_dump(include={"samples", "max_new_tokens", "temperature", "seed"})
-    path = cache / "responses" / f"{digest([base.hash, task.fingerprint, texts, shape, base.device.type])}.parquet"
-    if path.is_file():
-        return pd.read_parquet(path)
-    ids = [encode(base, text) for text in texts]
-    drawn = sample(
-        base,
-        bank,
-        ids,
-        adapters=None,
-        samples=settings.samples,
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        seed=settings.seed,
-    )[0]
-    frame = pd.DataFrame(
-        {
-            "prompt_id": [s.prompt for s in drawn],
-            "prompt_ids": [list(ids[s.prompt]) for s in drawn],
-            "tokens": [list(s.tokens) for s in drawn],
-            "finished": [s.finished for s in drawn],
-        }
-    )
-    responses = [decode(base, s.tokens) for s in drawn]
-    frame["reward"] = task.reward([texts[s.prompt] for s in drawn], responses)
-    write_frame(path, frame)
-    return frame
+
+    def draw() -> pd.DataFrame:
+        ids = [encode(base, text) for text in texts]
+        drawn = sample(
+            base,
+            bank,
+            ids,
+            adapters=None,
+            samples=settings.samples,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            seed=settings.seed,
+        )[0]
+        responses = [decode(base, s.tokens) for s in drawn]
+        return pd.DataFrame(
+            {
+                "prompt_id": [s.prompt for s in drawn],
+                "prompt_ids": [list(ids[s.prompt]) for s in drawn],
+                "tokens": [list(s.tokens) for s in drawn],
+                "finished": [s.finished for s in drawn],
+                "reward": task.reward([texts[s.prompt] for s in drawn], responses),
+            }
+        )
+
+    key = digest([base.hash, task.fingerprint, texts, shape, base.device.type])
+    return kept_frame(cache / "responses" / f"{key}.sealed", draw)
 
 
 def encode(base: Base, text: str) -> tuple[int, ...]:

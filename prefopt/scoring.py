@@ -16,9 +16,10 @@ from torch import Tensor
 
 from prefopt.data import TokenPair
 from prefopt.head import token_logps
+from prefopt.kept import kept_frame
 from prefopt.model import Base
 from prefopt.packing import PackedRows, Row, pack, use_layout
-from prefopt.results import digest, write_frame
+from prefopt.results import digest
 
 RESPONSES_PER_ROW = 4  # a row of many responses wastes attention on what its parts do not see
 ROW_TOKENS = 8192  # of one pass without gradients
@@ -127,13 +128,12 @@ def reference_logps(base: Base, pairs: Sequence[TokenPair], *, data_hash: str, c
     The key is the base's weights, type and quantization, the pairs' tokens, the path and the device's kind.
     """
     key = digest([base.hash, data_hash, base.packed, base.device.type, torch.__version__])
-    path = cache / "reference" / f"{key}.parquet"
-    if path.is_file():
-        frame = pd.read_parquet(path)
-    else:
+
+    def score() -> pd.DataFrame:
         unique = unique_responses(pairs, shared=base.packed)
         values = score_rows(base, unique.rows)
-        frame = pd.DataFrame({"chosen": values[unique.chosen], "rejected": values[unique.rejected]})
-        write_frame(path, frame)
+        return pd.DataFrame({"chosen": values[unique.chosen], "rejected": values[unique.rejected]})
+
+    frame = kept_frame(cache / "reference" / f"{key}.sealed", score)
     chosen, rejected = (np.array(frame[name], dtype=np.float32) for name in ("chosen", "rejected"))
     return Reference(chosen, rejected, digest([key, float(chosen.sum()), float(rejected.sum())]))

@@ -1,7 +1,8 @@
 """Verdicts and scores kept in one SQLite file, addressed by what they are an answer to.
 
-The key is a hash of the judge's fingerprint and of every text that it saw. Only numbers are kept, no text and no key
-of a service; failures and unusable replies are never kept, so that asking again can mend them.
+The key is a hash of the judge's fingerprint and of every text that it saw. Only numbers are kept, each with a checksum
+since SQLite has none; no text and no key of a service. Failures and unusable replies are never kept, so that asking
+again can mend them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ def key_of(fingerprint: str, *texts: str) -> str:
     return hashlib.sha256(value.encode("ascii")).hexdigest()
 
 
+def _seal(key: str, value: float) -> str:
+    return hashlib.sha256(f"{key} {value!r}".encode()).hexdigest()[:16]
+
+
 class Cache:
     """Numbers by key; each ``put`` is on disk when it returns.
 
@@ -41,20 +46,24 @@ class Cache:
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")  # outlives the process, which is what can be killed
-            self._db.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, value REAL NOT NULL)")
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS sealed (key TEXT PRIMARY KEY, value REAL NOT NULL, seal TEXT NOT NULL)"
+            )
         except (sqlite3.Error, OSError) as problem:
             raise self._failure(problem) from None
 
     def get(self, keys: Iterable[str]) -> dict[str, float]:
-        """The values of those keys that are there."""
+        """The values of those keys that are there, and are what was put there."""
         wanted = list(dict.fromkeys(keys))
         found: dict[str, float] = {}
         try:
             for start in range(0, len(wanted), _AT_ONCE):
                 some = wanted[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(some))
-                with closing(self._db.execute(f"SELECT key, value FROM answers WHERE key IN ({marks})", some)) as rows:
-                    found.update(rows)
+                with closing(
+                    self._db.execute(f"SELECT key, value, seal FROM sealed WHERE key IN ({marks})", some)
+                ) as rows:
+                    found.update((key, value) for key, value, seal in rows if seal == _seal(key, value))
         except sqlite3.Error as problem:
             raise self._failure(problem) from None
         return found
@@ -63,7 +72,8 @@ class Cache:
         """Add values, all or none of them."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", list(values.items()))
+            rows = [(key, float(value), _seal(key, float(value))) for key, value in values.items()]
+            self._db.executemany("INSERT OR REPLACE INTO sealed VALUES (?, ?, ?)", rows)
             self._db.execute("COMMIT")
         except sqlite3.Error as problem:
             raise self._failure(problem) from None
