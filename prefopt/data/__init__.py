@@ -1,6 +1,6 @@
 """Preference pairs: read and validate them, tokenise them, split and order them, write them."""
 
-from prefopt.data.encode import encode_prompt, encode_prompts, encode_response
+from prefopt.data.encode import encode_conversations, encode_prompt, encode_prompts, encode_response
 from prefopt.data.facts import pair_facts
 from prefopt.data.load import check_unchanged, load_pairs
 from prefopt.data.order import check_no_leak, pair_order, require_enough, split_by_prompt
@@ -19,6 +19,7 @@ __all__ = [
     "TokenizedPairs",
     "check_no_leak",
     "check_unchanged",
+    "encode_conversations",
     "encode_prompt",
     "encode_prompts",
     "encode_response",

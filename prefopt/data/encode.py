@@ -205,9 +205,22 @@ def encode_prompts(prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase) 
     Raises:
         DataError: If the template refuses a chat, or a control token cannot be encoded as text.
     """
+    return _encode_texts(prompts, tokenizer, generation=True)
+
+
+def encode_conversations(chats: Sequence[tuple[Message, ...]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Ids of whole conversations, as the template ends them.
+
+    Raises:
+        DataError: As for ``encode_prompts``.
+    """
+    return _encode_texts(chats, tokenizer, generation=False)
+
+
+def _encode_texts(prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, *, generation: bool) -> list[list[int]]:
     encoder = Encoder.of(tokenizer)
-    chats = render_chats([(p, True) for p in prompts if not isinstance(p, str)], tokenizer, encoder.control)
-    rendered = iter(chats)
+    chats = [(prompt, generation) for prompt in prompts if not isinstance(prompt, str)]
+    rendered = iter(render_chats(chats, tokenizer, encoder.control))
     encoded = []
     for i, prompt in enumerate(prompts):
         try:
@@ -216,7 +229,7 @@ def encode_prompts(prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase) 
                 raise text
             encoded += encoder.prompts([text], chat=not isinstance(prompt, str))
         except RowError as problem:
-            raise DataError(problem.describe("prompt", i + 1)) from None
+            raise DataError(problem.describe("prompt" if generation else "conversation", i + 1)) from None
     return encoded
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from prefopt.data import Message, encode_prompts
 from prefopt.judges.contract import TEMPLATE_HASH, Shown, Verdict, question_text, short_name
 from prefopt.model import Base
 from prefopt.packing import Row
@@ -35,7 +36,7 @@ class LocalJudge:
 
     def ask(self, questions: Sequence[Shown]) -> Iterator[tuple[int, Verdict]]:
         """Soft verdicts; a question longer than the model's window has none."""
-        rows = [(i, self._prompt(question)) for i, question in enumerate(questions)]
+        rows = list(enumerate(self._prompts([question_text(question) for question in questions])))
         for i, tokens in rows:
             if len(tokens) >= self.window:
                 yield i, Verdict(None, f"question of {len(tokens)} tokens; the model reads {self.window}")
@@ -69,11 +70,9 @@ class LocalJudge:
         before = "" if self.base.tokenizer.chat_template else " "
         return tuple(self.base.tokenizer(before + letter, add_special_tokens=False)["input_ids"])
 
-    def _prompt(self, question: Shown) -> list[int]:
-        text = question_text(question)
+    def _prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of questions; control tokens in the judged texts are text, not the judge's own."""
         tokenizer = self.base.tokenizer
         if not tokenizer.chat_template:
-            return list(tokenizer(text + "\n\nAnswer:")["input_ids"])
-        turns = [{"role": "user", "content": text}]
-        shown = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return list(tokenizer(shown, add_special_tokens=False)["input_ids"])
+            return encode_prompts([text + "\n\nAnswer:" for text in texts], tokenizer)
+        return encode_prompts([(Message("user", text),) for text in texts], tokenizer)

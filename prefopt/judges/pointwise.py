@@ -9,11 +9,13 @@ import numpy as np
 import torch
 import transformers
 
+from prefopt.data import Message, encode_conversations, encode_prompts
 from prefopt.errors import MachineError, UsageError
 from prefopt.judges.contract import Floats, short_name
 from prefopt.model import local_folder, pick_dtype
 from prefopt.results import digest, sha256_file
 from prefopt.tasks import Task
+from prefopt.vetting import check_folder, check_loaded, first_line
 
 TOKENS_PER_BATCH = 8192
 
@@ -57,14 +59,19 @@ class RewardModelJudge:
 
     def __init__(self, model: str, *, device: torch.device) -> None:
         folder = local_folder(model)
+        check_folder(model, Path(folder))
         try:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            self.model = transformers.AutoModelForSequenceClassification.from_pretrained(
-                folder, dtype=pick_dtype("auto", device), trust_remote_code=False, use_safetensors=True
+            self.model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                dtype=pick_dtype("auto", device),
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
             )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as problem:
-            first = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-            raise MachineError(f"reward model {model}: cannot be loaded: {first}") from None
+        except Exception as problem:  # whatever a damaged or hostile folder makes a dozen libraries raise
+            raise MachineError(f"reward model {model}: cannot be loaded: {first_line(problem)}") from None
+        check_loaded(model, self.model, self.tokenizer, info)
         outputs = int(self.model.config.num_labels)
         if outputs != 1:
             raise MachineError(f"reward model {model}: has {outputs} outputs; a reward model has one")
@@ -80,7 +87,7 @@ class RewardModelJudge:
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Floats:
         """(N,) raw rewards; their differences, through a sigmoid, are the model's win probabilities."""
-        rows = [self._tokens(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        rows = self._tokens(prompts, responses)
         out = np.empty(len(rows))
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
         start = 0
@@ -97,14 +104,15 @@ class RewardModelJudge:
         """Its weights."""
         return {"weights": self.hash, "dtype": str(self.model.dtype).removeprefix("torch.")}
 
-    def _tokens(self, prompt: str, response: str) -> list[int]:
+    def _tokens(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[int]]:
+        """Ids of what is scored; control tokens in the texts are text."""
+        both = list(zip(prompts, responses, strict=True))
         if self.tokenizer.chat_template:
-            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False)
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            chats = [(Message("user", prompt), Message("assistant", response)) for prompt, response in both]
+            rows = encode_conversations(chats, self.tokenizer)
         else:
-            ids = self.tokenizer(prompt + response)["input_ids"]
-        return list(ids)[-self.window :] or [self.tokenizer.pad_token_id]
+            rows = encode_prompts([prompt + response for prompt, response in both], self.tokenizer)
+        return [ids[-self.window :] or [self.tokenizer.pad_token_id] for ids in rows]
 
     @torch.inference_mode()
     def _forward(self, rows: list[list[int]]) -> Floats:
