@@ -21,6 +21,8 @@ from prefopt.data import (
     check_no_leak,
     check_unchanged,
     load_pairs,
+    pair_facts,
+    require_enough,
     split_by_prompt,
     tokenize_pairs,
 )
@@ -30,6 +32,7 @@ from prefopt.harness import PairSet
 from prefopt.lora import AdapterBank
 from prefopt.model import Base, cache_dir
 from prefopt.pairs import encode, make_pairs
+from prefopt.redact import portable
 from prefopt.reference import load_reference
 from prefopt.results import SCHEMA, digest
 from prefopt.scoring import reference_logps
@@ -90,6 +93,7 @@ def prepare(config: Config, device: torch.device, progress: Progress) -> Materia
         train, heldout, prompts, facts = _task_pairs(config, base, bank, task, cache, progress)
     else:
         train, heldout, prompts, facts = own_pairs(config, own, base, progress)
+    require_enough(len(train), config.train.pairs_per_step)
     progress.stage("scoring the pairs under the reference", 0, 1)
     sets = []
     hashes = []
@@ -135,10 +139,9 @@ def _task_pairs(
 class OwnPairs:
     """The user's pairs as read, before any model is loaded: training and held-out rows, and what was found."""
 
-    loaded: LoadedPairs
+    sources: tuple[LoadedPairs, ...]
     train: tuple[Pair, ...]
     heldout: tuple[Pair, ...]
-    heldout_source: str
 
 
 def read_pairs(config: Config, progress: Progress) -> OwnPairs:
@@ -149,15 +152,19 @@ def read_pairs(config: Config, progress: Progress) -> OwnPairs:
     """
     progress.stage("reading the pairs", 0, 1)
     data = config.data
-    loaded = load_pairs(data.source, on_bad_rows=data.on_bad_rows, column_map=data.column_map, dedup=data.dedup)
-    for warning in loaded.report.warnings:
+    sources = tuple(
+        load_pairs(source, on_bad_rows=data.on_bad_rows, column_map=data.column_map, dedup=data.dedup)
+        for source in filter(None, (data.source, data.heldout))
+    )
+    for warning in (warning for source in sources for warning in source.report.warnings):
         progress.say(warning)
-    if not data.heldout:
-        train, heldout = split_by_prompt(loaded.pairs, heldout=data.heldout_share, seed=0)
-        return OwnPairs(loaded, train, heldout, data.source)
-    other = load_pairs(data.heldout, on_bad_rows=data.on_bad_rows, column_map=data.column_map, dedup=data.dedup)
-    check_no_leak(loaded, other)
-    return OwnPairs(loaded, loaded.pairs, other.pairs, data.heldout)
+    if len(sources) == 1:
+        train, heldout = split_by_prompt(sources[0].pairs, heldout=data.heldout_share, seed=0)
+    else:
+        check_no_leak(*sources)
+        train, heldout = sources[0].pairs, sources[1].pairs
+    require_enough(len(train), config.train.pairs_per_step)
+    return OwnPairs(sources, train, heldout)
 
 
 def own_pairs(
@@ -171,28 +178,15 @@ def own_pairs(
     data = config.data
     train, heldout = (
         tokenize_pairs(part, base.tokenizer, max_length=data.max_length, on_bad_rows=data.on_bad_rows, source=source)
-        for part, source in ((own.train, data.source), (own.heldout, own.heldout_source))
+        for part, source in ((own.train, own.sources[0].source), (own.heldout, own.sources[-1].source))
     )
     for warning in (*train.warnings, *heldout.warnings):
         progress.say(warning)
     ids = list(dict.fromkeys(p.prompt_ids for p in heldout.pairs))[: config.evaluation.prompts]
     prompts = Prompts(tuple(ids), tuple(base.tokenizer.decode(list(i)) for i in ids))
-    check_unchanged(own.loaded)
-    report = own.loaded.report
-    facts = {
-        "source": data.source,
-        "sha256": own.loaded.sha256,
-        "dropped_rows": sum(report.dropped.values()) + sum(train.dropped.values()) + sum(heldout.dropped.values()),
-        "duplicates": report.duplicates,
-        "contradictions": len(report.contradictions),
-        "extra_columns": list(report.extra_columns),
-        "truncated_chosen": train.truncated_chosen,
-        "truncated_rejected": train.truncated_rejected,
-        "no_eos_chosen": train.no_eos_chosen,
-        "no_eos_rejected": train.no_eos_rejected,
-        "control_tokens": train.control_tokens,
-    }
-    return train.pairs, heldout.pairs, prompts, facts
+    for source in own.sources:
+        check_unchanged(source)
+    return train.pairs, heldout.pairs, prompts, pair_facts(own.sources, train, heldout)
 
 
 def manifest(config: Config, materials: Materials, chosen: Fit, command: Sequence[str]) -> dict[str, Any]:
@@ -205,13 +199,14 @@ def manifest(config: Config, materials: Materials, chosen: Fit, command: Sequenc
         "name": config.name,
         "prefopt_version": prefopt.__version__,
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": list(command),
+        "command": [portable(word) for word in command],
         "commit": environment.commit(),
         "config": config.model_dump(mode="json"),
         "seeds": list(config.seeds),
         "variants": [_variant_facts(config, variant) for variant in config.variants],
         "model": {
-            "name": config.model.name,
+            "name": portable(config.model.name),
+            "revision": base.revision,
             "hash": base.hash,
             "dtype": str(base.dtype).removeprefix("torch."),
             "parameters": sum(p.numel() for p in model.parameters() if p.device.type != "meta"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefopt.data.types import LoadedPairs, LoadReport, TokenizedPairs
+from prefopt.redact import portable
 
 
 def pair_facts(sources: Sequence[LoadedPairs], train: TokenizedPairs, heldout: TokenizedPairs) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def pair_facts(sources: Sequence[LoadedPairs], train: TokenizedPairs, heldout: T
         for reason, count in part.dropped.items():
             dropped[reason] = dropped.get(reason, 0) + count
     facts: dict[str, Any] = {
-        "source": sources[0].source,
+        "source": portable(sources[0].source),
         "sha256": sources[0].sha256,
         "rows": sum(report.rows for report in reports),
         "dropped_rows": sum(dropped.values()),
@@ -40,5 +41,5 @@ def pair_facts(sources: Sequence[LoadedPairs], train: TokenizedPairs, heldout: T
         "boundary_merges": train.boundary_merges + heldout.boundary_merges,
     }
     if len(sources) > 1:
-        facts |= {"heldout_source": sources[1].source, "heldout_sha256": sources[1].sha256}
+        facts |= {"heldout_source": portable(sources[1].source), "heldout_sha256": sources[1].sha256}
     return facts
