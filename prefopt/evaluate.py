@@ -5,7 +5,6 @@ Shapes: n prompts, s samples of a prompt, R scored tokens, V vocabulary.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from prefopt import stats
 from prefopt.config import Evaluation
 from prefopt.harness import PairSet, heldout_logps
 from prefopt.head import chunks
@@ -141,14 +141,9 @@ def _divergence(base: Base, policy: Tensor, reference: Tensor, targets: Tensor) 
 
 
 def diversity(tokens: Sequence[Sequence[int]], texts: Sequence[str]) -> dict[str, float]:
-    """Distinct unigrams and bigrams over a fixed number of tokens, and the compressed share of the text's bytes."""
-    out = {}
-    for n in (1, 2):
-        grams = [tuple(row[i : i + n]) for row in tokens for i in range(len(row) - n + 1)][:DIVERSITY_TOKENS]
-        out[f"distinct{n}"] = len(set(grams)) / max(1, len(grams))
-    raw = "\n".join(texts).encode("utf-8", "replace")
-    out["compression"] = len(zlib.compress(raw, 9)) / max(1, len(raw))
-    return out
+    """Distinct unigrams and bigrams over a fixed number of tokens, and how many times smaller the text compresses."""
+    distinct = {f"distinct{n}": stats.distinct_n(tokens, n, budget=DIVERSITY_TOKENS) for n in (1, 2)}
+    return {**distinct, "compression": stats.compression_ratio(texts)}
 
 
 def heldout_frame(base: Base, bank: AdapterBank, run: Run, pairs: PairSet, *, seed: int) -> pd.DataFrame:

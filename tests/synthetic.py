@@ -6,7 +6,7 @@ the truth of every comparison is known; log-probabilities, curves and costs have
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class World:
         text: Whether samples.parquet and prompts.parquet are written.
         missing: Runs (variant, seed) left out.
         diverged: Runs (variant, seed) that ended early.
+        failed: Reasons of runs (variant, seed) that left nothing.
         responses: Texts to draw responses from; hostile ones in tests.
         manifest: Overrides of the manifest's top level.
     """
@@ -77,6 +78,7 @@ class World:
     text: bool = True
     missing: frozenset[tuple[str, int]] = frozenset()
     diverged: frozenset[tuple[str, int]] = frozenset()
+    failed: Mapping[tuple[str, int], str] = field(default_factory=dict)
     responses: Sequence[str] = ()
     manifest: dict[str, Any] = field(default_factory=dict)
 
@@ -91,8 +93,14 @@ class World:
             base = prompt_effect[:, None] + noise
             rewards[results.REFERENCE, seed] = base
             self._scores(folder, results.REFERENCE, seed, Planted(), base, rng)
+            of_reference = {**self._run(results.REFERENCE, seed, Planted(), False, rng), "cost": {}}
+            results.write_json(folder.run(results.REFERENCE, seed) / "run.json", of_reference)
             for name, planted in self.variants.items():
                 if (name, seed) in self.missing:
+                    continue
+                if (name, seed) in self.failed:
+                    record = {"variant": name, "seed": seed, "status": "failed", "reason": self.failed[name, seed]}
+                    results.write_json(folder.run(name, seed) / "run.json", record)
                     continue
                 diverged = (name, seed) in self.diverged
                 if planted == Planted():

@@ -111,4 +111,4 @@ def test_diversity_takes_as_many_tokens_of_every_policy() -> None:
     short = diversity([draw(200, source) for _ in range(10)], ["x"])
     long = diversity([draw(200, source) for _ in range(40)], ["x"])
     assert long["distinct1"] == pytest.approx(short["distinct1"], abs=0.02)
-    assert diversity([[1]], ["la " * 500])["compression"] < 0.05
+    assert diversity([[1]], ["la " * 500])["compression"] > 20

@@ -172,7 +172,7 @@ def test_runs_that_did_not_finish_are_listed_and_not_ranked(tmp_path: Path) -> N
     build(tmp_path)
     found = read(tmp_path)
     board = {row["variant"]: row for row in found["leaderboard"]}
-    assert board["ipo"]["seeds"] == board["simpo"]["seeds"] == "2/3 INCOMPLETE"
+    assert board["ipo"]["seeds"] == board["simpo"]["seeds"] == "n = 2/3 INCOMPLETE"
     assert verdicts(found)["ipo"] == verdicts(found)["simpo"] == "INCOMPLETE"
     assert [row["variant"] for row in found["leaderboard"]][-2:] == ["ipo", "simpo"] or board["ipo"]["rank"] is None
     assert not {"ipo", "simpo"} & {row["variant"] for row in found["ratings"]}
@@ -180,6 +180,30 @@ def test_runs_that_did_not_finish_are_listed_and_not_ranked(tmp_path: Path) -> N
     warning = next(one for one in found["warnings"] if one["title"] == "Runs did not finish")
     assert "ipo seed 2 missing" in warning["text"]
     assert "simpo seed 1 diverged at step 25" in warning["text"]
+
+
+def test_failed_runs_are_shown_with_their_reason_and_not_ranked(tmp_path: Path) -> None:
+    failed = {("ipo", 2): f"out of memory\n{HOSTILE[1]} | " + "x" * 500}
+    World(prompts=32, pairs=12, failed=failed, diverged=frozenset({("simpo", 1)})).write(tmp_path)
+    page = build(tmp_path).read_text(encoding="utf-8")
+    found = read(tmp_path)
+    outcomes = {(row["variant"], row["seed"]): row["status"] for row in found["seed_table"]}
+    assert outcomes["simpo", "1"] == "diverged at step 25"
+    assert outcomes["ipo", "2"].startswith("failed: out of memory <img")
+    assert len(outcomes["ipo", "2"]) < 200
+    board = {row["variant"]: row for row in found["leaderboard"]}
+    assert board["ipo"]["seeds"] == "n = 2/3 INCOMPLETE"
+    assert board["ipo"]["rank"] is board["ipo"]["controlled"] is None or board["ipo"]["verdict"] == "INCOMPLETE"
+    assert [row["variant"] for row in found["leaderboard"]][-2:] == ["ipo", "simpo"]
+    warning = next(one for one in found["warnings"] if one["title"] == "Runs did not finish")
+    assert "ipo seed 2 failed: out of memory" in warning["text"]
+    assert "<img src=x" not in page
+    assert "<img" not in re.sub(r"`[^`]*`", "", (tmp_path / "report.md").read_text(encoding="utf-8")).replace("\\<", "")
+
+
+def test_what_the_manifest_says_about_determinism_is_shown(tmp_path: Path) -> None:
+    World(seeds=2, prompts=4, pairs=6, manifest={"determinism": {"tier": "A", "probe": "verified"}}).write(tmp_path)
+    assert "probe verified · tier A" in build(tmp_path).read_text(encoding="utf-8")
 
 
 def test_one_seed_gives_a_banner_and_no_verdict(tmp_path: Path) -> None:
@@ -255,6 +279,78 @@ def test_invalid_verdicts_are_bounded(tmp_path: Path) -> None:
     assert row["all_won"] == pytest.approx(0.8 * row["win_rate"] + 0.2)
     assert any("unusable" in one["title"] for one in found["warnings"])
     assert "openai:<b>" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_verdict_holds_whichever_way_the_unusable_comparisons_had_gone(tmp_path: Path) -> None:
+    World(seeds=5, prompts=96, pairs=12, seed_sd=0.05).write(tmp_path)
+    build(tmp_path)
+    before = {row["a"]: row for row in read(tmp_path)["versus_reference"]}
+    assert verdicts(read(tmp_path)) == {
+        "dpo": "BETTER", "ipo": "BETTER", "cdpo": "BETTER", "simpo": "BETTER", "noop": "EQUIVALENT",
+    }  # fmt: skip
+    assert all(row["worst_case"] is None for row in before.values())
+    path = tmp_path / "judgements.parquet"
+    frame = pd.read_parquet(path)
+    frame["invalid"] = (frame["prompt_id"].str.slice(1).astype(int) % 3 == 0).astype(int)  # 1 of 13 comparisons
+    results.write_frame(path, frame)
+    build(tmp_path)
+    found = read(tmp_path)
+    rows = {row["a"]: row for row in found["versus_reference"]}
+    assert {name: row["verdict"] for name, row in rows.items()} == {
+        "dpo": "BETTER", "ipo": "BETTER", "cdpo": "BETTER", "simpo": "BETTER", "noop": "INCONCLUSIVE",
+    }  # fmt: skip
+    assert rows["noop"]["worst_case"]["left_out"] == "EQUIVALENT"
+    assert rows["noop"]["worst_case"]["high"] - rows["noop"]["worst_case"]["low"] == pytest.approx(1 / 13, abs=0.01)
+    assert all(rows[name]["p_holm"] > before[name]["p_holm"] for name in ("dpo", "simpo"))
+    assert rows["dpo"]["win_rate"] == before["dpo"]["win_rate"], "the estimate leaves them out"
+    warning = next(one for one in found["warnings"] if "unusable" in one["title"])
+    assert "takes the verdict from noop against reference" in warning["text"]
+    assert "without them it would be EQUIVALENT" in rows["noop"]["sentence"]
+    assert "unusable" in (tmp_path / "tables" / "versus_reference.md").read_text(encoding="utf-8")
+
+
+def test_a_hundredth_of_unusable_comparisons_is_left_out(tmp_path: Path) -> None:
+    World(seeds=5, prompts=96, pairs=12, seed_sd=0.05).write(tmp_path)
+    path = tmp_path / "judgements.parquet"
+    frame = pd.read_parquet(path)
+    frame["invalid"] = (frame["prompt_id"] == "p00000").astype(int)  # 1 of 385 comparisons
+    results.write_frame(path, frame)
+    build(tmp_path)
+    assert all(row["worst_case"] is None for row in read(tmp_path)["versus_reference"])
+
+
+def test_what_a_judges_own_run_found_is_shown(tmp_path: Path) -> None:
+    World(seeds=3, prompts=32, pairs=12).write(tmp_path)
+    control = {"control": "constant", "n": 16, "invalid": 0, "win_rate": 0.9, "low": 0.7, "high": 0.97, "passed": False}
+    facts = {
+        "judge": "oracle",
+        "position_consistency": 0.55,
+        "first_position": 0.7,
+        "controls": [
+            control,
+            {**control, "control": "empty", "win_rate": 0.0, "low": 0.0, "high": 0.2, "passed": True},
+        ],
+        "problems": [f"the judge fails the control with a constant answer {HOSTILE[0]}"],
+    }
+    results.write_json(tmp_path / "judge" / "oracle" / "judge.json", facts)
+    page = build(tmp_path).read_text(encoding="utf-8")
+    found = read(tmp_path)
+    (row,) = found["judges"]
+    assert (row["position_consistency"], row["first_position"], row["controls_passed"]) == (0.55, 0.7, "1 of 2")
+    assert found["warnings"][0]["title"] == "Judge oracle is unreliable"
+    assert "a constant answer" in found["warnings"][0]["text"]
+    table = pd.read_csv(tmp_path / "tables" / "judge_controls.csv")
+    assert table[["control", "win_rate", "verdict"]].to_numpy().tolist() == [
+        ["constant", 0.9, "NO"],
+        ["empty", 0.0, "yes"],
+    ]
+    assert "<script>document" not in page
+
+
+def test_the_references_own_text_is_described(folder: Path) -> None:
+    text = {row["variant"]: row for row in read(folder)["text"]}
+    assert text["reference"]["distinct2"] == pytest.approx(0.81)
+    assert text["reference"]["compression"] == pytest.approx(2.4)
 
 
 def test_reversed_judgements_say_the_same(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from prefopt import results, stats
-from prefopt.report import winrates
+from prefopt.report import verdicts, winrates
 from prefopt.report.cautions import warnings
 from prefopt.report.checks import soundness
 from prefopt.report.heldout import heldout_tables
+from prefopt.report.judges import judge_quality
 from prefopt.report.load import CONDITIONS, Comparison, Scores
 from prefopt.report.policies import (
     Cells,
@@ -26,7 +27,7 @@ from prefopt.report.policies import (
     text_quality,
     trajectories,
 )
-from prefopt.report.words import answers, comparison_sentence, pair_context, reference_context
+from prefopt.report.words import answers, comparison_sentence, pair_context, reference_context, run_outcome
 
 SCHEMA = 1
 DELTA = 0.02
@@ -47,7 +48,7 @@ def analyse(comparison: Comparison) -> Row:
     found: Row = {
         "schema": SCHEMA,
         "name": str(manifest.get("name", comparison.root.name)),
-        "settings": {"alpha": winrates.ALPHA, "delta": delta},
+        "settings": {"alpha": verdicts.ALPHA, "delta": delta},
         "setup": _setup(comparison, judge),
         "variants": _variants(comparison),
         "seeds": list(comparison.seeds),
@@ -78,7 +79,7 @@ def analyse(comparison: Comparison) -> Row:
 
 def _judged(comparison: Comparison, cells: Cells, judge: str | None, names: Sequence[str], delta: float) -> Row:
     """Everything that needs verdicts; the same keys with nothing in them where there are none."""
-    judges, bounds = winrates.judge_quality(comparison)
+    judges, bounds = judge_quality(comparison)
     found: Row = {
         "versus_reference": [],
         "pairs": [],
@@ -94,13 +95,13 @@ def _judged(comparison: Comparison, cells: Cells, judge: str | None, names: Sequ
     if judge is None:
         return found
     scores = Scores(comparison.judgements[comparison.judgements["judge"] == judge])
-    against = winrates.compare(comparison, scores, [(name, results.REFERENCE) for name in names], delta)
+    against = verdicts.compare(comparison, scores, [(name, results.REFERENCE) for name in names], delta)
     against.sort(key=lambda row: (row["verdict"] == "INCOMPLETE", -row["value"]))
     judged = [row["a"] for row in against]
     order = [*judged, *(name for name in names if name not in judged)]
     found["versus_reference"] = against
-    found["pairs"] = winrates.every_pair(comparison, scores, order, delta)
-    found["families"] = winrates.families(against, found["pairs"])
+    found["pairs"] = verdicts.every_pair(comparison, scores, order, delta)
+    found["families"] = verdicts.families(against, found["pairs"])
     found["matrix"] = winrates.matrix(
         [name for name in order if any(name in (row["a"], row["b"]) for row in [*against, *found["pairs"]])],
         against,
@@ -128,6 +129,7 @@ def _setup(comparison: Comparison, judge: str | None) -> Row:
         "command": manifest.get("command", ""),
         "commit": manifest.get("commit"),
         "version": manifest.get("prefopt_version", "?"),
+        "determinism": _described(manifest.get("determinism")),
         "created": manifest.get("created", ""),
         "config": manifest.get("config", {}),
         "manifest_hash": results.sha256_file(results.ResultsFolder(comparison.root).manifest_path)[:16],
@@ -135,6 +137,13 @@ def _setup(comparison: Comparison, judge: str | None) -> Row:
         "samples_per_prompt": samples,
         "heldout_pairs": int(comparison.pairs["pair_id"].nunique()),
     }
+
+
+def _described(value: Any) -> str:
+    """A word or a few facts of the manifest as text, empty where there is nothing."""
+    if isinstance(value, Mapping):
+        return " · ".join(f"{key} {part}" for key, part in value.items() if part not in (None, ""))
+    return "" if value is None else str(value)
 
 
 def _variants(comparison: Comparison) -> list[Row]:
@@ -168,7 +177,7 @@ def _runs(comparison: Comparison) -> list[Row]:
             "variant": name,
             "seed": seed,
             "status": comparison.status(name, seed),
-            "diverged_at": comparison.runs.get((name, seed), {}).get("diverged_at"),
+            "outcome": run_outcome(comparison.status(name, seed), comparison.runs.get((name, seed), {})),
         }
         for name in comparison.variants
         for seed in comparison.seeds
@@ -240,7 +249,7 @@ def _leaderboard(comparison: Comparison, found: Mapping[str, Any]) -> list[Row]:
                 "hyperparameters": entry["hyperparameters"],
                 "learning_rate": entry["learning_rate"],
                 "complete": entry["complete"],
-                "seeds": f"{entry['finished']}/{len(comparison.seeds)}" + ("" if entry["complete"] else " INCOMPLETE"),
+                "seeds": _finished(entry["finished"], len(comparison.seeds)),
                 "verdict": win.get("verdict", "INCOMPLETE" if not entry["complete"] else None),
                 "win_rate": win.get("win_rate"),
                 "mde": win.get("mde"),
@@ -256,6 +265,10 @@ def _leaderboard(comparison: Comparison, found: Mapping[str, Any]) -> list[Row]:
     return sorted(rows, key=lambda row: (not row["complete"], -(row["win_rate"] or {"value": 0.0})["value"]))
 
 
+def _finished(count: int, planned: int) -> str:
+    return f"{count}/{planned}" if count == planned else f"n = {count}/{planned} INCOMPLETE"
+
+
 def _seed_table(comparison: Comparison, found: Mapping[str, Any]) -> list[Row]:
     points = {(point["variant"], point["seed"]): point for point in found["frontier"]["points"]}
     heldout = comparison.history[comparison.history["split"] == "heldout"].sort_values("step")
@@ -264,12 +277,11 @@ def _seed_table(comparison: Comparison, found: Mapping[str, Any]) -> list[Row]:
     for run in found["runs"]:
         key = (run["variant"], run["seed"])
         point, end = points.get(key, {}), last.get(key, pd.Series(dtype=float))
-        at = f" at step {run['diverged_at']}" if run["diverged_at"] is not None else ""
         rows.append(
             {
                 "variant": run["variant"],
                 "seed": str(run["seed"]),
-                "status": run["status"] + at,
+                "status": run["outcome"],
                 **{column: point.get(column) for column in ("win_rate", "reward", "kl")},
                 "loss": number(end.get("loss")),
                 "margin": number(end.get("logratio/margins")),

@@ -12,6 +12,9 @@ from prefopt.report.words import listed
 Row = Mapping[str, Any]
 
 
+UNUSABLE = (Column("unusable", "unusable, %", "percent", 1, "Above 1 %, the verdict is that of the worst case."),)
+
+
 def _leaderboard(r: Row) -> Table:
     gold = bool(r["rewards"])
     judged = bool(r["versus_reference"])
@@ -62,6 +65,7 @@ def _pairwise(name: str, title: str, rows: Sequence[Row], note: str) -> Table:
             Column("n_seeds", "seeds", "count"),
             Column("n_prompts", "prompts", "count"),
             Column("ties", "ties, %", "percent", 1),
+            *(UNUSABLE if any(row["unusable"] for row in rows) else ()),
             Column("mde", "visible from, points", "points", 1, "Difference seen in four of five repetitions."),
             Column("seeds_needed", "seeds to settle", "count", 0, "If the true difference were the one seen."),
             Column("prompts_needed", "prompts to settle", "count", 0, "If the true difference were the one seen."),

@@ -45,11 +45,7 @@ def _run_warnings(results: Row) -> list[dict[str, str]]:
         )
     bad = [run for run in results["runs"] if run["status"] != "complete"]
     if bad:
-        detail = "; ".join(
-            f"{run['variant']} seed {run['seed']} {run['status']}"
-            + (f" at step {run['diverged_at']}" if run["diverged_at"] is not None else "")
-            for run in bad[:12]
-        )
+        detail = "; ".join(f"{run['variant']} seed {run['seed']} {run['outcome']}" for run in bad[:12])
         more = f"; and {len(bad) - 12} more" if len(bad) > 12 else ""
         found.append(
             _warning(
@@ -93,8 +89,9 @@ def _judge_warnings(results: Row) -> list[dict[str, str]]:
         _warning(
             "warn",
             f"Judge {row['judge']}: {percent(row['invalid_share'])} of its verdicts are unusable",
-            "They are counted neither as wins nor as losses; the table of judges gives the win rates if all of "
-            "them had gone one way or the other.",
+            "They are counted neither as wins nor as losses. Where they are more than 1 % of a comparison, its verdict "
+            "is one that holds if all of them had been lost and if all had been won."
+            + (_withheld(results) if row["judge"] == results["setup"]["judge"] else ""),
         )
         for row in results["judges"]
         if row["invalid_share"] and row["invalid_share"] > INVALID_ALARM
@@ -118,6 +115,13 @@ def _judge_warnings(results: Row) -> list[dict[str, str]]:
             )
         )
     return found
+
+
+def _withheld(results: Row) -> str:
+    """The comparisons whose verdict unusable ones took away."""
+    rows = [row for row in (*results["versus_reference"], *results["pairs"]) if row["worst_case"]]
+    lost = [f"{row['a']} against {row['b']}" for row in rows if row["worst_case"]["left_out"] != row["verdict"]]
+    return f" That takes the verdict from {listed(lost, 6)}." if lost else ""
 
 
 def _data_warnings(results: Row) -> list[dict[str, str]]:

@@ -27,6 +27,7 @@ class Comparison:
         variants: Planned variants in the manifest's order, without the reference.
         seeds: Planned seeds, ascending.
         runs: Every ``run.json`` by (variant, seed).
+        reference: The reference's, by seed.
         history, pairs, scores, samples: Tidy frames of complete runs (history: of diverged ones too).
         judgements: Rows between complete runs, or a complete run and the reference.
     """
@@ -36,6 +37,7 @@ class Comparison:
     variants: tuple[str, ...]
     seeds: tuple[int, ...]
     runs: Mapping[tuple[str, int], Mapping[str, Any]]
+    reference: Mapping[int, Mapping[str, Any]]
     history: pd.DataFrame
     pairs: pd.DataFrame
     scores: pd.DataFrame
@@ -43,13 +45,19 @@ class Comparison:
     judgements: pd.DataFrame
 
     def status(self, variant: str, seed: int) -> str:
-        """``complete``, ``diverged`` or ``missing``."""
+        """``complete``, ``diverged``, ``failed`` or ``missing``."""
         run = self.runs.get((variant, seed))
         return "missing" if run is None else str(run.get("status", "complete"))
 
     def complete_seeds(self, variant: str) -> list[int]:
         """The planned seeds at which this variant finished."""
         return [seed for seed in self.seeds if self.status(variant, seed) == "complete"]
+
+    def finished_runs(self, variant: str) -> list[Mapping[str, Any]]:
+        """The ``run.json`` of every planned seed that finished, the reference's too."""
+        if variant == results.REFERENCE:
+            return [self.reference[seed] for seed in self.seeds if seed in self.reference]
+        return [self.runs[variant, seed] for seed in self.complete_seeds(variant)]
 
     def is_complete(self, variant: str) -> bool:
         """Whether it finished at every planned seed; nothing is claimed about one that did not."""
@@ -76,7 +84,8 @@ def load(root: Path) -> Comparison:
     """
     folder = results.ResultsFolder(root)
     manifest = folder.manifest()
-    runs = {key: run for key, run in folder.runs().items() if key[0] != results.REFERENCE}
+    written = folder.runs()
+    runs = {key: run for key, run in written.items() if key[0] != results.REFERENCE}
     planned = [str(entry["variant"]) for entry in manifest.get("variants", [])]
     variants = tuple(dict.fromkeys([*planned, *sorted(variant for variant, _ in runs)]))
     seeds = tuple(sorted({*map(int, manifest.get("seeds", [])), *(seed for _, seed in runs)}))
@@ -93,6 +102,7 @@ def load(root: Path) -> Comparison:
         variants=variants,
         seeds=seeds,
         runs=runs,
+        reference={seed: run for (name, seed), run in written.items() if name == results.REFERENCE},
         history=_only(history, set(runs)),
         pairs=_only(folder.frames("pairs.parquet", results.PAIR_COLUMNS), done),
         scores=_only(folder.frames("scores.parquet", results.SCORE_COLUMNS), done),
@@ -109,6 +119,8 @@ def check_conditions(runs: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
     """
     first: dict[int, tuple[str, Mapping[str, Any]]] = {}
     for (variant, seed), run in sorted(runs.items()):
+        if run.get("status") == "failed":
+            continue  # it has no numbers to compare
         conditions = run.get("conditions", {})
         other, expected = first.setdefault(seed, (variant, conditions))
         for field in CONDITIONS:
@@ -180,13 +192,20 @@ class Scores:
 
     def tie_rate(self, variant: str, opponent: str) -> float:
         """Share of ties among the comparisons of two that met."""
-        place = self._place.get((variant, opponent), self._place.get((opponent, variant), 0))
-        return float(np.nanmean(self._ties[place]))
+        return float(np.nanmean(self._ties[self._at_any(variant, opponent)]))
 
-    def bounds(self, variant: str, opponent: str) -> tuple[float, float]:
-        """Win rate of ``variant`` if every unusable verdict had gone against it, and if every one had gone for it."""
-        swapped = (variant, opponent) not in self._place
-        place = self._place[(opponent, variant) if swapped else (variant, opponent)]
+    def unusable(self, variant: str, opponent: str) -> float:
+        """Share of the comparisons of two that met without a usable verdict."""
+        place = self._at_any(variant, opponent)
+        usable, invalid = np.nansum(self._n[place]), np.nansum(self._invalid[place])
+        return float(invalid / (usable + invalid)) if usable + invalid else 0.0
+
+    def bounds(self, variant: str, opponent: str) -> tuple[np.ndarray, np.ndarray]:
+        """(S, N) win rates of ``variant`` if every unusable verdict had gone against it, and if for it."""
+        place = self._at_any(variant, opponent)
         lost, won = stats.worst_case(self._score[place], self._n[place], self._invalid[place])
-        low, high = float(np.nanmean(lost)), float(np.nanmean(won))
-        return (1 - high, 1 - low) if swapped else (low, high)
+        return (lost, won) if (variant, opponent) in self._place else (1 - won, 1 - lost)
+
+    def _at_any(self, variant: str, opponent: str) -> int:
+        """The table of two that met, whichever of them is its variant."""
+        return self._place[(variant, opponent) if (variant, opponent) in self._place else (opponent, variant)]

@@ -94,6 +94,8 @@ def reproduce(results: Row) -> list[tuple[str, str]]:
     steps.extend((str(name), str(value)) for name, value in sorted(setup["packages"].items()))
     device = setup["device"]
     steps.append(("Device", " · ".join(f"{key} {value}" for key, value in device.items() if value not in (None, ""))))
+    if setup["determinism"]:
+        steps.append(("Same numbers again", setup["determinism"]))
     for what, entry in (("Model", setup["model"]), ("Reference", setup["reference"])):
         steps.append((what, " · ".join(f"{key} {value}" for key, value in entry.items() if value not in (None, ""))))
     steps.extend((f"Hash of {name}", str(value)) for name, value in sorted(setup["hashes"].items()))

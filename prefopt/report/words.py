@@ -7,6 +7,7 @@ from typing import Any
 
 Row = Mapping[str, Any]
 MOST_NAMED = 6
+LONGEST_REASON = 160
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -43,6 +44,14 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def run_outcome(status: str, run: Row) -> str:
+    """What became of one run: ``complete``, ``missing``, ``diverged at step 37``, ``failed: out of memory``."""
+    at = f" at step {run['diverged_at']}" if run.get("diverged_at") is not None else ""
+    reason = " ".join(str(run.get("reason") or "").split())
+    cut = reason if len(reason) <= LONGEST_REASON else reason[:LONGEST_REASON] + " …"
+    return f"{status}{at}" + (f": {cut}" if cut and status != "complete" else "")
+
+
 def comparison_sentence(row: Row) -> str:
     """What one comparison says, with interval, test and what it could have seen."""
     a, b = row["a"], "the reference" if row["b"] == "reference" else row["b"]
@@ -55,7 +64,7 @@ def comparison_sentence(row: Row) -> str:
             f"{won} in one training run of each ({counted(row['n_prompts'], 'prompt')}); that is about these runs, not "
             "about the loss."
         )
-    facts = f"Holm {p_value(row['p_holm'])}, {size}"
+    facts = f"Holm {p_value(row['p_holm'])}, {size}{_worst_case(row)}"
     seen = "" if row["mde"] is None else f" Visible here: {points_from(row['mde'])}."
     if row["verdict"] == "BETTER":
         return f"{a} beats {b}: {percent_interval(row)} of comparisons won ({facts}).{seen}"
@@ -69,6 +78,18 @@ def comparison_sentence(row: Row) -> str:
         f"{a} against {b} is not settled: {percent_interval(row)} of comparisons won "
         f"({facts}).{family}{seen}{_settle(row)}"
     )
+
+
+def _worst_case(row: Row) -> str:
+    """What unusable verdicts did to a verdict, where they are too many to be left out."""
+    case = row["worst_case"]
+    if case is None:
+        return ""
+    said = (
+        f"; {percent(row['unusable'])} of its comparisons are unusable: the verdict is the one that holds whichever "
+        f"way they had gone, [{100 * case['low']:.1f}, {100 * case['high']:.1f}]"
+    )
+    return said if case["left_out"] == row["verdict"] else f"{said}; without them it would be {case['left_out']}"
 
 
 def points_from(effect: float) -> str:
