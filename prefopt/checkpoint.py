@@ -88,7 +88,7 @@ class Checkpoints:
             **{name: getattr(run, name) for name in _COUNTERS},
         }
         state = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
-        durable.write_folder(self._at(run.step), {STATE: state, FACTS: json.dumps(facts, sort_keys=True).encode()})
+        durable.write_folder(self._at(run.step), {STATE: state, FACTS: json.dumps(facts).encode()})
         for step in self._steps()[:-KEPT]:
             durable.remove(self._at(step))
 
