@@ -57,7 +57,7 @@ ALLOWED: dict[str, frozenset[str] | set[str]] = {
     "sampling": MODEL - {"signals"},
     "pairs": {*MODEL, "sampling", "tasks"},
     "reference": {*MODEL, "tasks"},
-    "evaluate": TRAIN,
+    "evaluate": {*TRAIN, "stats"},
     "environment": LOW,
     "materials": {*TRAIN, "environment"},
     "plan": {*TRAIN, "materials"},
