@@ -16,6 +16,7 @@ The only module that knows paths below ``results/<name>/``. Needs no torch. Layo
     judgements.parquet                   JUDGEMENT_COLUMNS
     checksums.json                       SHA-256 of the Parquet files above that no run.json lists
     judge/<judge>/judge.json             what is known about a judge: controls, position, unusable share, problems
+    selftest.json                        controls with a known answer, put to the code that makes the report
     tables/ figures/ report.md report.html results.json
 
 ``run.json`` holds: variant, seed, status ("complete", "diverged" or "failed"), diverged_at (step or null), reason (in
@@ -165,6 +166,11 @@ class ResultsFolder:
         return self.root / "runs" / check_name(variant, "variant") / f"seed-{seed}"
 
     @property
+    def selftest_path(self) -> Path:
+        """Where ``prefopt selftest --out`` leaves what it found, for the report."""
+        return self.root / "selftest.json"
+
+    @property
     def manifest_path(self) -> Path:
         """Where the manifest lies."""
         return self.root / "manifest.json"
@@ -299,7 +305,7 @@ class ResultsFolder:
         sums = self._checksums()
         new = hashlib.sha256(data).hexdigest()
         old = sha256_file(path) if path.is_file() else new
-        if old == new and new in sums.get(name, []):
+        if path.is_file() and old == new and new in sums.get(name, []):
             return
         write_json(self.root / "checksums.json", seal({"files": {**sums, name: sorted({new, old})}}))
         write_bytes(path, data)
