@@ -32,16 +32,17 @@ class _TokenLogps(torch.autograd.Function):
         out = torch.empty(hidden.shape[0], device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for part in chunks(hidden.shape[0], weight.shape[0]):
-            logits = (hidden[part] @ weight.t()).float()
+            rounded = hidden[part] @ weight.t()
             at = targets[part].unsqueeze(1)
+            top = rounded.amax(1, keepdim=True).float()
+            logits = rounded.float()
             picked = logits.gather(1, at)
-            top = logits.max(1, keepdim=True).values
             exp = logits.sub_(top).exp_()
             total = exp.sum(1, keepdim=True)
             out[part] = (picked - top - total.log()).squeeze(1)
             if gradient is not None:
-                probabilities = exp.div_(total).to(weight.dtype)
-                gradient[part] = weight[targets[part]] - probabilities @ weight
+                mean = (exp.to(weight.dtype) @ weight).float().div_(total)
+                gradient[part] = weight[targets[part]] - mean.to(weight.dtype)
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return out

@@ -30,12 +30,16 @@ from prefopt.seeding import generator
 
 
 class Matrices(NamedTuple):
-    """One site's active adapters: A (k, r, in) and B (k, out, r), the scale of their product, and their gradients."""
+    """One site's active adapters: A (k, r, in) and B (k, out, r) in the base's type, and the scale of their product.
+
+    ``gradients`` are float32 views of the bank's, and ``anchor`` is an empty tensor that asks autograd for them.
+    """
 
     a: Tensor
     b: Tensor
     scale: float
     gradients: tuple[Tensor, Tensor] | None = None
+    anchor: Tensor | None = None
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -47,50 +51,51 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, a: Tensor, b: Tensor, weight: Tensor | None, bias: Tensor | None, active: Matrices
+        ctx: Any, x: Tensor, anchor: Tensor | None, weight: Tensor | None, bias: Tensor | None, active: Matrices
     ) -> Tensor:
-        k, scale = a.shape[0], active.scale
-        a16, b16 = a.to(x.dtype), (b if scale == 1.0 else b * scale).to(x.dtype)
+        a, b, scale = active.a, active.b, active.scale
+        k = a.shape[0]
         flat = x.reshape(-1, x.shape[-1])
         if weight is None:
             y = flat.new_zeros(flat.shape[0], b.shape[1])
         else:
             y = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
         if k == 1:
-            u = flat @ a16[0].t()
-            y.addmm_(u, b16[0].t())
+            u = flat @ a[0].t()
+            y.addmm_(u, b[0].t(), alpha=scale)
         else:
-            u = torch.bmm(flat.view(k, -1, flat.shape[-1]), a16.mT)
-            y.view(k, -1, y.shape[-1]).baddbmm_(u, b16.mT)
-        ctx.save_for_backward(flat, weight, a16, b16, u)
+            u = torch.bmm(flat.view(k, -1, flat.shape[-1]), a.mT)
+            y.view(k, -1, y.shape[-1]).baddbmm_(u, b.mT, alpha=scale)
+        ctx.save_for_backward(flat, weight, a, b, u)
         ctx.active, ctx.shape = active, x.shape
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, weight, a16, b16, u = ctx.saved_tensors
-        k = a16.shape[0]
+        x, weight, a, b, u = ctx.saved_tensors
+        k, scale = a.shape[0], ctx.active.scale
         g = grad.reshape(-1, grad.shape[-1])
         if k == 1:
-            gb = g @ b16[0]
+            gb = g @ b[0]
             da, db = gb.t() @ x, g.t() @ u
         else:
             gk = g.view(k, -1, g.shape[-1])
-            gb = torch.bmm(gk, b16)
+            gb = torch.bmm(gk, b)
             da, db = torch.bmm(gb.mT, x.view(k, -1, x.shape[-1])), torch.bmm(gk.mT, u)
         if ctx.active.gradients is not None:
             a_sum, b_sum = ctx.active.gradients
-            a_sum.add_(da.float())
-            b_sum.add_(db.float(), alpha=ctx.active.scale)
+            a_sum.add_(da, alpha=scale)
+            b_sum.add_(db, alpha=scale)
         dx = None
         if ctx.needs_input_grad[0]:
             through_base = x.new_zeros(()) if weight is None else g @ weight
             if k == 1:
-                dx = torch.addmm(through_base, gb, a16[0])
+                dx = torch.addmm(through_base, gb, a[0], alpha=scale)
             else:
-                dx = torch.baddbmm(through_base if weight is None else through_base.view(k, -1, x.shape[-1]), gb, a16)
+                through_base = through_base if weight is None else through_base.view(k, -1, x.shape[-1])
+                dx = torch.baddbmm(through_base, gb, a, alpha=scale)
             dx = dx.view(ctx.shape)
-        return dx, None, None, None, None, None
+        return dx, None, None, None, None
 
 
 def _forward(layer: LoraLayer, bank: AdapterBank, site: int, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -102,7 +107,7 @@ def _forward(layer: LoraLayer, bank: AdapterBank, site: int, x: Tensor, *args: A
     active = bank.active[site]
     plain = type(base) is nn.Linear
     weight, bias = (base.weight, base.bias) if plain else (None, None)
-    y: Tensor = _LoraLinear.apply(x, active.a, active.b, weight, bias, active)  # type: ignore[no-untyped-call]
+    y: Tensor = _LoraLinear.apply(x, active.anchor, weight, bias, active)  # type: ignore[no-untyped-call]
     if not plain:
         y = y + base(x, *args, **kwargs)
     return y
@@ -197,18 +202,23 @@ class AdapterBank:
     @contextmanager
     def train(self, start: int, stop: int) -> Iterator[None]:
         """Run the model with adapters ``start`` to ``stop - 1`` stacked; their gradients go to ``grads``."""
-        values, gradients = self.views(self.params[start:stop]), self.views(self.grads[start:stop])
-        leaves = [(a.detach().requires_grad_(), b.detach().requires_grad_()) for a, b in values]
-        with self._activate([Matrices(*ab, self.scale, sums) for ab, sums in zip(leaves, gradients, strict=True)]):
+        anchor = torch.zeros(0, device=self.params.device, requires_grad=True)
+        sums = self.views(self.grads[start:stop])
+        with self._activate(
+            [m._replace(gradients=g, anchor=anchor) for m, g in zip(self._matrices(start, stop), sums, strict=True)]
+        ):
             yield
 
     @contextmanager
     def use(self, start: int, stop: int) -> Iterator[None]:
         """Run the model with adapters ``start`` to ``stop - 1`` stacked, without gradients."""
-        dtype = next(p.dtype for p in self.peft.parameters() if p.is_floating_point() and p.device.type != "meta")
-        values = self.views(self.params[start:stop])
-        with self._activate([Matrices(a.to(dtype), (b * self.scale).to(dtype), 1.0) for a, b in values]):
+        with self._activate(self._matrices(start, stop)):
             yield
+
+    def _matrices(self, start: int, stop: int) -> list[Matrices]:
+        """Adapters ``start`` to ``stop - 1`` in the base's type, converted in one go."""
+        dtype = next(p.dtype for p in self.peft.parameters() if p.is_floating_point() and p.device.type != "meta")
+        return [Matrices(a, b, self.scale) for a, b in self.views(self.params[start:stop].to(dtype))]
 
     @contextmanager
     def off(self) -> Iterator[None]:

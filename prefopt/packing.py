@@ -113,12 +113,15 @@ class _Gather(torch.autograd.Function):
 
 
 class _ShortAttention(torch.autograd.Function):
-    """Attention that keeps its probabilities: for short rows on a CPU far faster than a fused backward pass."""
+    """Attention that keeps its probabilities: for short rows on a CPU far faster than a fused backward pass.
+
+    ``bias`` (N, 1, S, S) is 0 where a query sees a key, else minus infinity. Softmax and its gradient are computed in
+    float32 inside their kernels, whatever the type of their operands.
+    """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scaling: float) -> Tensor:
-        scores = torch.matmul(q, k.mT).float().mul_(scaling).masked_fill_(hidden, -torch.inf)
-        p = torch.softmax(scores, -1).to(q.dtype)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scaling: float) -> Tensor:
+        p = torch.softmax(torch.matmul(q * scaling, k.mT).add_(bias), -1)
         ctx.save_for_backward(q, k, v, p)
         ctx.scaling = scaling
         return torch.matmul(p, v)
@@ -126,18 +129,9 @@ class _ShortAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, p = ctx.saved_tensors
-        dp = torch.matmul(grad, v.mT).float()
-        p32 = p.float()
-        ds = dp.sub_((dp * p32).sum(-1, keepdim=True)).mul_(p32).mul_(ctx.scaling).to(q.dtype)
-        return torch.matmul(ds, k), torch.matmul(ds.mT, q), torch.matmul(p.mT, grad), None, None
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    """(N, H, S, D) from (N, H, S, D) and a bool mask of who is seen; every query sees at least itself."""
-    if q.device.type == "cpu" and q.shape[-2] <= SHORT_ROW:
-        out: Tensor = _ShortAttention.apply(q, k, v, ~mask, scaling)  # type: ignore[no-untyped-call]
-        return out
-    return F.scaled_dot_product_attention(q, k, v, mask, scale=scaling)
+        ds = torch.ops.aten._softmax_backward_data(torch.matmul(grad, v.mT), p, -1, p.dtype)
+        dq, dk = torch.matmul(ds, k).mul_(ctx.scaling), torch.matmul(ds.mT, q).mul_(ctx.scaling)
+        return dq, dk, torch.matmul(p.mT, grad), None, None
 
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:
@@ -185,6 +179,12 @@ class PackedRows:
         """(K*N, 1, S, S) bool, who sees whom; padding sees what is before it and is seen by none."""
         return _mask(self.parts).repeat(self.copies, 1, 1, 1)
 
+    @cached_property
+    def bias(self) -> Tensor:
+        """(K*N, 1, S, S) bfloat16, 0 where ``mask`` is True, else minus infinity; adds to scores of any type."""
+        zeros = torch.zeros(self.mask.shape, device=self.mask.device, dtype=torch.bfloat16)
+        return zeros.masked_fill_(~self.mask, -torch.inf)
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Attention inside each row, by flash attention where that can be, else over the padded grid."""
         if self.sequences is not None and can_flash(query):
@@ -192,7 +192,10 @@ class PackedRows:
         q, k, v = (self.to_grid(x) for x in (query, key, value))
         if k.shape[1] != q.shape[1]:
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-        out = _attention(q, k, v, self.mask, scaling)
+        if q.device.type == "cpu" and self.width <= SHORT_ROW:
+            out: Tensor = _ShortAttention.apply(q, k, v, self.bias, scaling)  # type: ignore[no-untyped-call]
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, self.mask, scale=scaling)
         flat = out.transpose(1, 2).reshape(self.rows * self.width, *query.shape[1:])
         return flat if flat.shape[0] == query.shape[0] else gather_rows(flat, self.grid)
 

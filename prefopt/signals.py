@@ -105,7 +105,7 @@ def prepare(
         # Scored in this very pass, so that policy and reference are equal to the bit as long as the adapter is zero.
         single = rows if copies == 1 else pack(packed_rows, device=device)
         with bank.off(), use_layout(single):
-            ref = scored_logps(base, single)
+            ref = forward(base, dataclasses.replace(micro, rows=single), needs)["logps"]
             micro = dataclasses.replace(micro, reference=sum_by_response(ref, single).view(-1, 2).t())
             if "ref_kl" in needs.fields:
                 hidden = base.hidden(single).index_select(0, single.predictors)
