@@ -1,7 +1,7 @@
 """The command line: reads what was typed, calls what does it, and turns errors into one line and an exit status.
 
 Exit status: 0 complete, 2 usage, 3 data, 4 incomplete, 5 busy, 6 environment, 7 a claim fails,
-130 interrupted, 1 a defect of prefopt.
+130 or 143 stopped by SIGINT or SIGTERM, 1 a defect of prefopt.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,8 @@ import typer
 from prefopt.console import Console, Style, visible
 from prefopt.errors import IncompleteError, PrefoptError, UsageError
 from prefopt.redact import without_secrets
+from prefopt.results import REFERENCE
+from prefopt.stopping import Stopped
 
 app = typer.Typer(
     name="prefopt",
@@ -35,6 +38,7 @@ Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="A .py file 
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Such as train.learning_rate=1e-5.")]
 Results = Annotated[Path, typer.Option(help="The folder of all comparisons.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show nothing but errors.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait for another process that uses the folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
@@ -57,6 +61,9 @@ def compare(
     results: Results = Path("results"),
     claims: Annotated[list[str] | None, typer.Option("--assert", help='Such as "ipo >= dpo - 0.02".')] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    wait: Wait = False,
+    hang_after: Annotated[float, typer.Option(min=0, help="Seconds without progress; 0 for never.")] = 1800,
+    in_process: Annotated[bool, typer.Option("--in-process", help="Without a process to train in, to debug.")] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -79,9 +86,10 @@ def compare(
     from prefopt import claims as module
 
     asserted = [module.parse(text, [variant.name for variant in chosen.variants]) for text in claims or []]
+    from prefopt import locks, stopping, supervise
     from prefopt.report import build
-    from prefopt.runner import compare as run
 
+    words = ["prefopt", *sys.argv[1:]]
     with Console(_style(quiet, as_json)) as console:
         if dry_run:
             from prefopt.plan import plan
@@ -89,27 +97,49 @@ def compare(
             lines = plan(chosen, progress=console)
             print("\n".join(f"{key:24} {value}" for key, value in lines.items()) if not as_json else _json(lines))
             return
-        folder = run(chosen, results=results, command=["prefopt", *sys.argv[1:]], progress=console)
-        console.stage("writing the report", 0, 1)
-        page = build(folder.root)
-        console.say(f"report: {page}")
+        with stopping.listen(), locks.hold(results / chosen.name, wait=wait, say=console.say) as lock:
+            if in_process:
+                from prefopt.runner import work
+
+                folder = work(chosen, results=results, command=words, progress=console)
+            else:
+                supervisor = supervise.Supervisor(chosen, results, words, plugin or [], console, lock, hang_after)
+                folder = supervisor.run()
+            runs = folder.runs()
+            unfinished = {key: run for key, run in runs.items() if run.get("status", "complete") != "complete"}
+            if any(variant != REFERENCE for variant, _ in runs.keys() - unfinished.keys()):
+                console.stage("writing the report", 0, 1)
+                page = build(folder.root)
+                console.say(f"report: {page}")
     outcomes = module.check(folder, asserted) if asserted else []
     for outcome in outcomes:
         if outcome.holds and not quiet:
             print(_json({"claim": outcome.claim.text, "holds": True}) if as_json else outcome.sentence)
     module.require(outcomes)
-    diverged = [run for run in folder.runs().values() if run.get("status") == "diverged"]
-    if diverged:
-        shown = ", ".join(f"{run['variant']} seed {run['seed']} at step {run['diverged_at']}" for run in diverged)
-        raise IncompleteError(f"diverged: {shown}; the report marks them, and the others are not affected")
+    if unfinished:
+        raise IncompleteError(_unfinished(unfinished))
+
+
+def _unfinished(runs: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
+    """Every run without a result, with what became of it."""
+    shown = []
+    for (variant, seed), run in sorted(runs.items()):
+        diverged = run["diverged_at"] is not None
+        became = f"diverged at step {run['diverged_at']}" if diverged else f"failed: {run.get('reason', '')}"
+        shown.append(f"{variant} seed {seed} {became}")
+    again = "; the same command tries failed runs again" if any(r["diverged_at"] is None for r in runs.values()) else ""
+    return f"{', '.join(shown)}; the report marks them, and the others are not affected{again}"
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="Such as results/imdb.")]) -> None:
+def report(folder: Annotated[Path, typer.Argument(help="Such as results/imdb.")], wait: Wait = False) -> None:
     """Build a comparison's report again from its files; needs no torch."""
+    from prefopt import locks
     from prefopt.report import build
 
-    print(build(folder))
+    with locks.hold(folder, wait=wait):
+        page = build(folder)
+    print(page)
 
 
 @app.command()
@@ -181,17 +211,18 @@ def power(
 def selftest(
     level: Annotated[int | None, typer.Option(min=0, max=1, help="0 statistics, 1 training; both without it.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Another one gives another simulation.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the outcome as JSON, too.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A results folder whose report shows it, or a JSON file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Put questions with known answers to the code that makes the report."""
     from prefopt import selftest as module
 
-    controls = module.run_levels((0, 1) if level is None else (level,), seed=seed)
+    levels = (0, 1) if level is None else (level,)
+    controls = module.run_levels(levels, seed=seed)
     if out is not None:
-        from prefopt.results import write_json
+        import prefopt
 
-        write_json(out, [control.as_dict() for control in controls])
+        module.write(out, controls, levels=levels, seed=seed, version=prefopt.__version__)
     print(_json([control.as_dict() for control in controls]) if as_json else module.as_text(controls))
     failed = [control.name for control in controls if not control.passed]
     if failed:
@@ -319,7 +350,10 @@ def main() -> None:
         for line in str(problem).splitlines():
             print(f"prefopt: {visible(without_secrets(line))}", file=sys.stderr)
         sys.exit(problem.exit_code)
-    except KeyboardInterrupt:
+    except Stopped as end:
+        print(f"prefopt: {end}", file=sys.stderr)
+        sys.exit(end.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
         print("prefopt: interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
     except Exception as problem:

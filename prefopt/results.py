@@ -220,6 +220,11 @@ class ResultsFolder:
         run = self.read_json(path) if path.is_file() else {}
         return run if run and run.get("status") != "failed" else None
 
+    def write_failed(self, variant: str, seed: int, reason: str, **facts: Any) -> None:
+        """Say durably that a run failed, and why; the next invocation tries it again from its checkpoints."""
+        run = {"variant": variant, "seed": seed, "status": "failed", "diverged_at": None, "reason": reason, "files": {}}
+        write_json(self.run(variant, seed) / "run.json", seal({**facts, **run}))
+
     def damage(self, variant: str, seed: int) -> str | None:
         """What is wrong with the files of a finished run, or None if nothing is, or it is not finished."""
         folder = self.run(variant, seed)

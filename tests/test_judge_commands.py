@@ -128,7 +128,9 @@ def test_selftest_as_typed(tmp_path: Path, monkeypatch, capsys) -> None:
 
     monkeypatch.setattr(selftest, "run_levels", levels)
     assert run(monkeypatch, ["selftest", "--level", "0", "--out", str(tmp_path / "c.json")]) == 0
-    assert json.loads((tmp_path / "c.json").read_text())[0]["passed"] is True
+    written = json.loads((tmp_path / "c.json").read_text())
+    assert written["controls"][0]["passed"] is True
+    assert (written["levels"], written["seed"]) == ([0], 0)
     assert "1 of 1 controls pass" in capsys.readouterr().out
     assert run(monkeypatch, ["selftest"]) == 1
     assert "1 of 2 controls fail: bad" in capsys.readouterr().err

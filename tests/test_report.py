@@ -206,6 +206,43 @@ def test_what_the_manifest_says_about_determinism_is_shown(tmp_path: Path) -> No
     assert "probe verified · tier A" in build(tmp_path).read_text(encoding="utf-8")
 
 
+def _controls(**values: float | None) -> list[dict[str, Any]]:
+    band = {"question": "how often?", "low": 0.0, "high": 0.07, "detail": HOSTILE[0]}
+    return [
+        {"name": name, **band, "value": value, "passed": value is not None and value < 0.07}
+        for name, value in values.items()
+    ]
+
+
+def test_the_self_test_is_in_the_report_or_the_command_that_runs_it(tmp_path: Path) -> None:
+    World(seeds=2, prompts=4, pairs=6).write(tmp_path)
+    page = build(tmp_path).read_text(encoding="utf-8")
+    for shown in (page, (tmp_path / "report.md").read_text(encoding="utf-8").replace("\\", "")):
+        assert f"prefopt selftest --out results/{tmp_path.name}" in shown
+    assert "self-test not run" in page
+    rates = {"false-positives/a": 0.031, "false-positives/b": 0.046, "family-wise/pairs/a": 0.02, "coverage/a": 0.951}
+    controls = [*_controls(**rates, **{"family-wise/single-t": 0.196})]
+    for control in controls:
+        control["passed"] = True
+    facts = {"levels": [0], "seed": 4, "prefopt_version": "0.1.0", "controls": controls}
+    results.write_json(tmp_path / "selftest.json", facts)
+    page = build(tmp_path).read_text(encoding="utf-8")
+    assert "self-test 5 / 5" in page
+    assert "better in 3.1 to 4.6 % of simulated comparisons" in page
+    assert "in 19.6 % of simulated families" in page, "the methods give the number that was measured"
+    assert "<script>document" not in page
+    table = pd.read_csv(tmp_path / "tables" / "selftest.csv")
+    assert table["found"].tolist() == [0.031, 0.046, 0.02, 0.951, 0.196]
+    results.write_json(tmp_path / "selftest.json", {**facts, "controls": _controls(good=0.05, bad=0.3, none=None)})
+    build(tmp_path)
+    warning = read(tmp_path)["warnings"][0]
+    assert warning["title"] == "Self-test failed"
+    assert "bad: 0.3, must lie in 0 to 0.07 and none: not a number" in warning["text"]
+    results.write_json(tmp_path / "selftest.json", {"controls": [{"name": "x"}]})
+    with pytest.raises(UsageError, match=r"selftest\.json is damaged"):
+        build(tmp_path)
+
+
 def test_one_seed_gives_a_banner_and_no_verdict(tmp_path: Path) -> None:
     World(seeds=1, prompts=32, pairs=12).write(tmp_path)
     build(tmp_path)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from prefopt import stats
-from prefopt.selftest import estimators, simulate, statistics
+from prefopt.selftest import estimators, simulate, statistics, write
 from prefopt.selftest.control import Control
 
 
@@ -32,6 +34,17 @@ def test_the_band_decides() -> None:
     assert not Control("a", "b", 0.08, 0.03, 0.07).passed
     assert not Control("a", "b", float("nan"), 0.0, 1.0).passed
     assert Control("a", "b", 1.0, 0.0, 1.0).as_dict()["passed"] is True
+
+
+def test_every_control_can_be_written(tmp_path: Path) -> None:
+    """Numbers of numpy, too, and one that is none."""
+    controls = [*estimators.judges(np.random.default_rng(0)), *statistics.words(np.random.default_rng(0))]
+    controls.append(Control("bad", "?", np.float64("nan"), np.float64(0), 1))
+    path = write(tmp_path, controls, levels=(0,), seed=3, version="9.9")
+    assert path == tmp_path / "selftest.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["controls"]
+    assert [row["passed"] for row in rows] == [True] * (len(rows) - 1) + [False]
+    assert rows[-1]["value"] is None
 
 
 def test_a_naive_test_in_place_of_ours_fails_the_control(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from prefopt import results, stats
 from prefopt.report import verdicts, winrates
 from prefopt.report.cautions import warnings
 from prefopt.report.checks import soundness
+from prefopt.report.controls import selftest_facts
 from prefopt.report.heldout import heldout_tables
 from prefopt.report.judges import judge_quality
 from prefopt.report.load import CONDITIONS, Comparison, Scores
@@ -58,6 +59,7 @@ def analyse(comparison: Comparison) -> Row:
         "text": text_quality(comparison, cells, names),
         "cost": cost(comparison, names),
         "trajectories": trajectories(comparison, names),
+        "selftest": selftest_facts(comparison.selftest),
         "condition_fields": list(CONDITIONS),
         "conditions": _conditions(comparison),
         **heldout_tables(comparison.pairs, names),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prefopt.report import catalogue_policies as policies
+from prefopt.report.controls import selftest_table
 from prefopt.report.tables import VARIANT, Column, Table
 from prefopt.report.words import listed
 
@@ -59,9 +60,11 @@ def _pairwise(name: str, title: str, rows: Sequence[Row], note: str) -> Table:
             Column("b", "opponent", "text"),
             Column("verdict", "verdict", "verdict"),
             Column("win_rate", "win rate, %", "percent", 1, "Of the variant against the opponent, ties one half."),
-            Column("p_holm", "p (Holm)", "p", help="Two-way clustered t-test, corrected within this table."),
+            Column("p_holm", "p (Holm)", "p", help="Two-way clustered test, corrected within this table."),
             Column("p_sign", "p (sign-flip)", "p", help="Exact test over paired seeds, not corrected."),
-            Column("df", "df", "number", 1, "Satterthwaite degrees of freedom."),
+            Column(
+                "df", "df", "number", 1, "Satterthwaite's degrees of freedom: the size of the evidence in one number."
+            ),
             Column("n_seeds", "seeds", "count"),
             Column("n_prompts", "prompts", "count"),
             Column("ties", "ties, %", "percent", 1),
@@ -329,6 +332,7 @@ BUILDERS: Mapping[str, Callable[[Row], Table]] = {
     "variants": _variants,
     "conditions": _conditions,
     "checks": _checks,
+    "selftest": selftest_table,
 }
 
 

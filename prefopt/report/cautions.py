@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prefopt.report.controls import selftest_failures
 from prefopt.report.words import counted, listed, percent
 
 Row = Mapping[str, Any]
@@ -67,7 +68,11 @@ def _run_warnings(results: Row) -> list[dict[str, str]]:
 
 
 def _check_warnings(results: Row) -> list[dict[str, str]]:
-    return [
+    failed = selftest_failures(results)
+    found = [
+        _warning("danger", "Self-test failed", f"{listed(failed, 4)}. Verdicts of this code are not to be trusted.")
+    ]
+    return (found if failed else []) + [
         _warning("danger", f"Check failed: {check['name']}", check["detail"])
         for check in results["checks"]
         if not check["passed"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ HERE = Path(__file__).parent
 # More rows than this are left to the CSV: the file has to stay small enough to send by mail.
 MOST_ROWS = 240
 MOST_COLUMNS = 18
+_INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 Row = Mapping[str, Any]
 
 
@@ -28,20 +30,26 @@ def render(
 ) -> str:
     """The whole page."""
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        finalize=visible,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     style = (HERE / "report.css").read_text(encoding="utf-8")
     script = (HERE / "report.js").read_text(encoding="utf-8")
     scale = forest_scale(results)
+    shown = {name: table for name, table in tables.items() if len(table.columns) <= MOST_COLUMNS}
     environment.globals.update(show=show, sort_key=sort_key, glyph=glyph)
     return environment.get_template("report.html.j2").render(
         r=results,
         bits=subtitle_bits(results),
-        tables={name: table for name, table in tables.items() if len(table.columns) <= MOST_COLUMNS},
+        tables=shown,
         most_rows=MOST_ROWS,
         figures={name: data_uri(svg) for name, (svg, _) in figures.items()},
         captions=CAPTIONS,
-        sections=sections(results),
+        sections=sections(results, shown, figures),
         samples=samples,
         methods=methods(results),
         sources=SOURCES,
@@ -55,6 +63,17 @@ def render(
             "base-uri 'none'; form-action 'none'"
         ),
     )
+
+
+def visible(value: object) -> object:
+    """Text with its invisible characters as escapes: they could turn it around or hide a part of it."""
+    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
+        return value
+    return "".join(_escape(c) if unicodedata.category(c) in _INVISIBLE and c not in "\n\t" else c for c in value)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def data_uri(svg: bytes) -> Markup:

@@ -15,6 +15,7 @@ from prefopt.errors import UnequalConditions, UsageError
 
 CONDITIONS = ("data", "pair_order", "initial_adapter", "reference", "evaluation", "code", "packages", "device")
 ORACLE = "oracle"
+SELFTEST_FIELDS = {"name", "question", "value", "low", "high", "detail", "passed"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Comparison:
         reference: The reference's, by seed.
         history, pairs, scores, samples: Tidy frames of complete runs (history: of diverged ones too).
         judgements: Rows between complete runs, or a complete run and the reference.
+        selftest: What the self-test found, or None where it was not run for this folder.
     """
 
     root: Path
@@ -43,6 +45,7 @@ class Comparison:
     scores: pd.DataFrame
     samples: pd.DataFrame
     judgements: pd.DataFrame
+    selftest: Mapping[str, Any] | None
 
     def status(self, variant: str, seed: int) -> str:
         """``complete``, ``diverged``, ``failed`` or ``missing``."""
@@ -108,6 +111,7 @@ def load(root: Path) -> Comparison:
         scores=_only(folder.frames("scores.parquet", results.SCORE_COLUMNS), done),
         samples=_only(folder.frames("samples.parquet", results.SAMPLE_COLUMNS), done),
         judgements=_judgements(folder, done),
+        selftest=_selftest(folder),
     )
 
 
@@ -151,6 +155,17 @@ def _judgements(folder: results.ResultsFolder, done: set[tuple[str, int]]) -> pd
         for one, two, seed in zip(frame["variant"], frame["opponent"], seeds, strict=True)
     ]
     return frame[np.array(keep)].reset_index(drop=True)
+
+
+def _selftest(folder: results.ResultsFolder) -> Mapping[str, Any] | None:
+    path = folder.selftest_path
+    if not path.is_file():
+        return None
+    found = folder.read_json(path)
+    rows = found.get("controls")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) >= SELFTEST_FIELDS for row in rows):
+        raise UsageError(f"{path} is damaged: no list of controls; run prefopt selftest --out {folder.root} again")
+    return found
 
 
 class Scores:

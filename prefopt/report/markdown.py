@@ -30,7 +30,7 @@ def render(results: Row, tables: Mapping[str, Table], figures: Collection[str]) 
     if results["versus_reference"]:
         parts.append("## Verdicts")
         parts.append(_verdicts(results))
-    for section in sections(results):
+    for section in sections(results, tables, figures):
         parts.extend(_section(section, tables, figures))
     parts.extend(
         ["## Conditions and runs", *(_table(tables, name) for name in ("variants", "seeds", "conditions", "checks"))]
@@ -79,14 +79,11 @@ def _verdicts(results: Row) -> str:
 
 
 def _section(section: Section, tables: Mapping[str, Table], figures: Collection[str]) -> list[str]:
-    names = [*section.tables, *section.folded]
-    if not any(name in tables for name in names) and not any(name in figures for name in section.figures):
-        return []
     return [
         f"## {section.title}",
-        *(markdown_safe(text) for text in section.text),
+        *(markdown_safe(one) for one in section.text),
         *(_figure(figures, name) for name in section.figures),
-        *(_table(tables, name) for name in names),
+        *(_table(tables, name) for name in (*section.tables, *section.folded)),
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prefopt.report.controls import single_t
 from prefopt.report.words import counted, listed
 
 Row = Mapping[str, Any]
@@ -12,62 +13,80 @@ Row = Mapping[str, Any]
 
 def methods(results: Row) -> list[str]:
     """Paragraphs for a paper, with this comparison's numbers in them."""
+    judged = [*_judging(results), RATINGS] if results["setup"]["judge"] is not None else []
+    return [_training(results), *judged, DIVERGENCE]
+
+
+def _training(results: Row) -> str:
     setup = results["setup"]
-    data, settings, config = setup["data"], results["settings"], setup["config"]
-    train = config.get("train", {})
-    seeds = len(results["seeds"])
-    parts = [
+    train = setup["config"].get("train", {})
+    size = (
+        f", {train['steps']} steps of {train['pairs_per_step']} pairs"
+        if {"steps", "pairs_per_step"} <= set(train)
+        else ""
+    )
+    return (
         f"We compared {counted(len(results['variants']), 'variant')} "
         f"({listed([v['variant'] for v in results['variants']], 40)}) with prefopt {setup['version']} on "
-        f"{setup['model'].get('name', 'the base model')}. At each of {counted(seeds, 'seed')} every variant was "
-        f"trained with LoRA from the same initial adapter on the same {data.get('train_pairs', '?')} preference "
-        "pairs in the same order"
-        + (
-            f", {train['steps']} steps of {train['pairs_per_step']} pairs"
-            if {"steps", "pairs_per_step"} <= set(train)
-            else ""
-        )
-        + "; hashes of data, order, initial adapter, reference, evaluation, code, packages and device agree between "
-        "the variants of a seed. Hyperparameters were the same at every seed and are listed with the results.",
-    ]
-    if setup["judge"] is not None:
-        parts.append(
-            f"Each policy answered {setup['evaluation_prompts']} held-out prompts, "
-            f"{counted(setup['samples_per_prompt'], 'sample')} each, under random numbers shared by all variants. "
-            f"The judge was {setup['judge']}. The score y(s, i) of seed s and prompt i is the share of comparisons "
-            "won, ties one half. The win rate is the mean of y over S seeds and N prompts. Its variance is two-way "
-            "clustered, V = V_seed + V_prompt − V_rest, with V_seed = var_s(mean_i y)/S, V_prompt = var_i(mean_s "
-            "y)/N, V_rest the residual mean square over S N, and at least V_prompt/2; the degrees of freedom are "
-            "Satterthwaite's, V² / (V_seed²/(S−1) + V_prompt²/(N−1) + V_rest²/((S−1)(N−1))). Intervals and t-tests "
-            "against one half are made on the log-odds scale. p-values were corrected by Holm's method in two "
-            "families, all variants against the reference and all pairs of variants. A difference is called BETTER "
-            f"or WORSE if the corrected p is below {settings['alpha']:g}, EQUIVALENT if instead the 95 % interval "
-            f"lies within ±{100 * settings['delta']:g} points of one half, and INCONCLUSIVE otherwise. The minimum "
-            "detectable effect is the true difference that this procedure settles with probability .8, given the "
-            "variances found, at the strictest level of Holm's correction. An exact sign-flip test over paired "
-            "seeds is given beside it."
-        )
-        parts.append(
-            "Ratings are Bradley-Terry, P(a beats b) = 1/(1 + exp(θ_b − θ_a)), in Elo points 400 θ / ln 10 with "
-            "the reference at 0. The win rate at equal length is 1/(1 + exp(−θ)) in logit P(win) = θ + φ "
-            "tanh(d/s), with d the difference in tokens, s its standard deviation, and φ drawn towards the value "
-            "that all variants share. Both have intervals from two-way bootstrap refits over seeds and prompts."
-        )
-    parts.append(
-        "The KL to the reference is that of the policy's own samples, the exact divergence of the two next-token "
-        "distributions summed over positions (the Rao-Blackwellised estimate), in nats. The log-ratio margin of a "
-        "held-out pair is (log π(y_w|x) − log π_ref(y_w|x)) − (log π(y_l|x) − log π_ref(y_l|x)), summed over "
-        "response tokens; accuracy counts ties one half. Calibrated margins are τ times that margin, with τ from a "
-        "logistic regression without intercept on the other folds' prompts. Rewards at equal KL are read off "
-        "straight lines in √KL between the reference and a policy."
+        f"{setup['model'].get('name', 'the base model')}. At each of {counted(len(results['seeds']), 'seed')} every "
+        "variant was trained with LoRA from the same initial adapter on the same "
+        f"{setup['data'].get('train_pairs', '?')} preference pairs in the same order{size}; hashes of data, order, "
+        "initial adapter, reference, evaluation, code, packages and device agree between the variants of a seed. "
+        "Hyperparameters were the same at every seed and are listed with the results."
     )
-    return parts
+
+
+def _judging(results: Row) -> list[str]:
+    setup, settings = results["setup"], results["settings"]
+    return [
+        f"Each policy answered {setup['evaluation_prompts']} held-out prompts, "
+        f"{counted(setup['samples_per_prompt'], 'sample')} each, under random numbers shared by all variants. The "
+        f"judge was {setup['judge']}. The score y(s, i) of seed s and prompt i is the share of comparisons won, ties "
+        "one half. The win rate is the mean of y over S seeds and N prompts. Its variance is two-way clustered, V = "
+        "V_seed + max(V_prompt − V_rest, 0), at least V_prompt/10 and V_rest/10, with V_seed = var_s(mean_i y)/S, "
+        "V_prompt = var_i(mean_s y)/N, and V_rest the residual mean square over S N. The pivot (estimate − truth)/√V "
+        "is referred to a normal distribution of variance w (S−1)/A + (1−w)(N−1)/B with A ~ χ²(S−1), B ~ χ²(N−1) and "
+        "w = 1 − max(V_prompt − V_rest, 0)/V, the seeds' share: Student's t with S−1 degrees of freedom where the "
+        "seeds make up the variance, with N−1 where the prompts do. A single t at Satterthwaite's degrees of "
+        "freedom, V² / (V_seed²/(S−1) + V_prompt²/(N−1) + V_rest²/((S−1)(N−1))), which are reported for orientation, "
+        f"trusts few seeds that agree by chance too much where many comparisons are corrected for{single_t(results)}. "
+        "Intervals, and tests against one half, are made on the log-odds scale.",
+        "p-values were corrected by Holm's method in two families, all variants against the reference and all pairs "
+        f"of variants. A difference is called BETTER or WORSE if the corrected p is below {settings['alpha']:g}, "
+        f"EQUIVALENT if instead the 95 % interval lies within ±{100 * settings['delta']:g} points of one half, and "
+        "INCONCLUSIVE otherwise. Comparisons without a usable verdict are left out of the estimate; where they are "
+        "more than 1 %, the verdict is one that holds if all of them had been lost and if all had been won. The "
+        "minimum detectable effect is the true difference that this procedure settles with probability .8, given the "
+        "variances found, at the strictest level of Holm's correction. An exact sign-flip test over paired seeds is "
+        "given beside it.",
+    ]
+
+
+RATINGS = (
+    "Ratings are Bradley-Terry, P(a beats b) = 1/(1 + exp(θ_b − θ_a)), in Elo points 400 θ / ln 10 with the "
+    "reference at 0. The win rate at equal length is 1/(1 + exp(−θ)) in logit P(win) = θ + φ tanh(d/s), with d the "
+    "difference in tokens, s its standard deviation, and φ drawn towards the value that all variants share. Both "
+    "have intervals from two-way bootstrap refits over seeds and prompts."
+)
+DIVERGENCE = (
+    "The KL to the reference is that of the policy's own samples, the exact divergence of the two next-token "
+    "distributions summed over positions (the Rao-Blackwellised estimate), in nats. The log-ratio margin of a "
+    "held-out pair is (log π(y_w|x) − log π_ref(y_w|x)) − (log π(y_l|x) − log π_ref(y_l|x)), summed over response "
+    "tokens; accuracy counts ties one half. Calibrated margins are τ times that margin, with τ from a logistic "
+    "regression without intercept on the other folds' prompts. Rewards at equal KL are read off straight lines in "
+    "√KL between the reference and a policy."
+)
 
 
 SOURCES = (
     ("Rafailov et al. 2023", "Direct preference optimization", "arXiv:2305.18290"),
     ("Cameron, Gelbach and Miller 2011", "Robust inference with multiway clustering", "doi:10.1198/jbes.2010.07136"),
     ("Satterthwaite 1946", "An approximate distribution of estimates of variance components", "doi:10.2307/3002019"),
+    (
+        "Tsui and Weerahandi 1989",
+        "Generalized p-values in significance testing of hypotheses in the presence of nuisance parameters",
+        "doi:10.1080/01621459.1989.10478810",
+    ),
     ("Holm 1979", "A simple sequentially rejective multiple test procedure", "Scandinavian Journal of Statistics 6"),
     ("Maystre and Grossglauser 2015", "Fast and accurate inference of Plackett-Luce models", "NeurIPS 2015"),
     ("Dubois et al. 2024", "Length-controlled AlpacaEval", "arXiv:2404.04475"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from prefopt.report.controls import selftest_text
 from prefopt.report.words import counted, listed
 
 Row = Mapping[str, Any]
@@ -20,9 +21,11 @@ class Section:
         title: Its heading.
         short: Its name in the navigation.
         text: Paragraphs above the figures.
-        figures: Names of figures, shown if they exist.
-        tables: Names of tables, shown if they exist.
+        told: Makes further ones of ``results.json``.
+        figures: Names of figures.
+        tables: Names of tables.
         folded: Names of tables that open on demand.
+        always: Shown for its text alone, too.
     """
 
     key: str
@@ -32,6 +35,8 @@ class Section:
     figures: Sequence[str] = ()
     tables: Sequence[str] = ()
     folded: Sequence[str] = ()
+    told: Callable[[Row], Sequence[str]] | None = None
+    always: bool = False
 
 
 MOST_OPEN_MATRIX = 7
@@ -79,91 +84,6 @@ FALLING = (
     "learned to rank and not to write (likelihood displacement, arXiv:2410.08847): a larger beta, fewer steps, or "
     "a loss that holds the chosen log-probability up are the usual cures.",
 )
-
-
-def sections(results: Row) -> list[Section]:
-    """Everything below the first screen, in reading order; empty sections are left out by who renders them."""
-    small = results["matrix"] is not None and len(results["matrix"]["names"]) <= MOST_OPEN_MATRIX
-    return [
-        Section(
-            "head-to-head",
-            "Head to head",
-            "Head to head",
-            (
-                "Every two variants on the same prompts and seeds. A pair is settled when its p-value, corrected "
-                "for the number of pairs, is below .05.",
-            ),
-            ("head_to_head",),
-            ("matrix", "pairs") if small else ("pairs",),
-            ("versus_reference", "families") if small else ("matrix", "versus_reference", "families"),
-        ),
-        Section("ratings", "Ratings", "Ratings", _ratings_text(results), (), ("ratings",)),
-        Section(
-            "length",
-            "Length control",
-            "Length",
-            (
-                "Judges, and some rewards, like long answers. This asks how often a variant would win if its "
-                "answers were as long as the reference's. A large gap between the two marks says that length "
-                "explains part of the win rate.",
-            ),
-            ("length_control",),
-            ("length_control",),
-        ),
-        Section(
-            "heldout",
-            "Margins and calibration on held-out pairs",
-            "Margins",
-            (
-                "The log-ratio margin, in nats against one and the same reference, means the same for every "
-                "variant. The reward margin is in the loss's own units: read it down one variant, never across. "
-                "Accuracy on pairs is not quality of samples: a policy may rank well and write badly.",
-                "The calibrated margin is the log-ratio margin in the log-odds that fit the labels best; a well "
-                "calibrated implicit reward is as often right as it is sure.",
-            ),
-            ("learning_curves", "calibration"),
-            ("margins", "calibration"),
-        ),
-        Section(
-            "likelihoods",
-            "Log-probabilities during training",
-            "Log-probabilities",
-            (*FALLING, *_displacement_text(results)),
-            ("logps",),
-            ("displacement",),
-        ),
-        Section(
-            "reward-kl",
-            "Reward against KL",
-            "Reward and KL",
-            (
-                "How much reward a policy has, and how far it went from the reference for it. Higher at the same "
-                "KL is better; a higher reward further out may only mean longer training. Equal KL is not equal "
-                "effort, so read this beside the win rates and not in their place.",
-            ),
-            ("reward_kl",),
-            ("kl", "rewards"),
-            ("matched_kl",),
-        ),
-        Section("text", "Length and diversity of samples", "Text", (), (), ("text",)),
-        Section(
-            "cost",
-            "Cost",
-            "Cost",
-            ("All variants of a seed train on the same batches; what differs is the loss and what it has to compute.",),
-            ("cost",),
-            ("cost",),
-        ),
-        Section("judges", "Judges", "Judges", _judges_text(results), (), ("judges", "judge_bounds", "judge_controls")),
-        Section(
-            "power",
-            "What this comparison can see",
-            "Power",
-            _power_text(results),
-            ("power",),
-            ("seeds_needed", "power"),
-        ),
-    ]
 
 
 def _ratings_text(results: Row) -> tuple[str, ...]:
@@ -227,3 +147,114 @@ def _power_text(results: Row) -> tuple[str, ...]:
     )
     advice = " More prompts help until the variance between runs dominates; then only more seeds do."
     return (text + advice + (exact if seeds > 1 else ""),)
+
+
+SECTIONS = (
+    Section(
+        "head-to-head",
+        "Head to head",
+        "Head to head",
+        (
+            "Every two variants on the same prompts and seeds. A pair is settled when its p-value, corrected for the "
+            "number of pairs, is below .05.",
+        ),
+        ("head_to_head",),
+        ("matrix", "pairs"),
+        ("versus_reference", "families"),
+    ),
+    Section("ratings", "Ratings", "Ratings", tables=("ratings",), told=_ratings_text),
+    Section(
+        "length",
+        "Length control",
+        "Length",
+        (
+            "Judges, and some rewards, like long answers. This asks how often a variant would win if its answers were "
+            "as long as the reference's. A large gap between the two marks says that length explains part of the win "
+            "rate.",
+        ),
+        ("length_control",),
+        ("length_control",),
+    ),
+    Section(
+        "heldout",
+        "Margins and calibration on held-out pairs",
+        "Margins",
+        (
+            "The log-ratio margin, in nats against one and the same reference, means the same for every variant. The "
+            "reward margin is in the loss's own units: read it down one variant, never across. Accuracy on pairs is "
+            "not quality of samples: a policy may rank well and write badly.",
+            "The calibrated margin is the log-ratio margin in the log-odds that fit the labels best; a well calibrated "
+            "implicit reward is as often right as it is sure.",
+        ),
+        ("learning_curves", "calibration"),
+        ("margins", "calibration"),
+    ),
+    Section(
+        "likelihoods",
+        "Log-probabilities during training",
+        "Log-probabilities",
+        FALLING,
+        ("logps",),
+        ("displacement",),
+        told=_displacement_text,
+    ),
+    Section(
+        "reward-kl",
+        "Reward against KL",
+        "Reward and KL",
+        (
+            "How much reward a policy has, and how far it went from the reference for it. Higher at the same KL is "
+            "better; a higher reward further out may only mean longer training. Equal KL is not equal effort, so read "
+            "this beside the win rates and not in their place.",
+        ),
+        ("reward_kl",),
+        ("kl", "rewards"),
+        ("matched_kl",),
+    ),
+    Section("text", "Length and diversity of samples", "Text", tables=("text",)),
+    Section(
+        "cost",
+        "Cost",
+        "Cost",
+        ("All variants of a seed train on the same batches; what differs is the loss and what it has to compute.",),
+        ("cost",),
+        ("cost",),
+    ),
+    Section("judges", "Judges", "Judges", tables=("judges", "judge_bounds", "judge_controls"), told=_judges_text),
+    Section(
+        "power",
+        "What this comparison can see",
+        "Power",
+        figures=("power",),
+        tables=("seeds_needed", "power"),
+        told=_power_text,
+    ),
+    Section("selftest", "Self-test", "Self-test", folded=("selftest",), told=selftest_text, always=True),
+)
+
+
+def sections(results: Row, tables: Collection[str], figures: Collection[str]) -> list[Section]:
+    """Everything below the first screen that has something to show, in reading order.
+
+    Args:
+        results: ``results.json``.
+        tables: Names of the tables there are.
+        figures: Names of the figures there are.
+
+    Returns:
+        Sections with their text, and of tables and figures only those that there are.
+    """
+    names = (results["matrix"] or {"names": ()})["names"]
+    found = []
+    for one in SECTIONS:
+        large = [name for name in one.tables if name == "matrix" and len(names) > MOST_OPEN_MATRIX]
+        kept = replace(
+            one,
+            text=(*one.text, *(one.told(results) if one.told else ())),
+            figures=[name for name in one.figures if name in figures],
+            tables=[name for name in one.tables if name in tables and name not in large],
+            folded=[name for name in (*large, *one.folded) if name in tables],
+        )
+        if kept.always or kept.figures or kept.tables or kept.folded:
+            found.append(kept)
+    return found

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from prefopt.results import ResultsFolder, write_json
 from prefopt.selftest.control import Control
 
-__all__ = ["Control", "as_text", "run_levels"]
+__all__ = ["Control", "as_text", "run_levels", "write"]
 
 
 def run_levels(levels: Sequence[int], *, seed: int = 0) -> list[Control]:
@@ -29,6 +31,25 @@ def run_levels(levels: Sequence[int], *, seed: int = 0) -> list[Control]:
 
         controls += run_level1(seed)
     return controls
+
+
+def write(out: Path, controls: Sequence[Control], *, levels: Sequence[int], seed: int, version: str) -> Path:
+    """Write the outcome as JSON, into a results folder for its report to show, or to a file.
+
+    Args:
+        out: A results folder, or the file to write.
+        controls: From ``run_levels``.
+        levels: That were run.
+        seed: As given to ``run_levels``.
+        version: Of prefopt.
+
+    Returns:
+        The file.
+    """
+    path = ResultsFolder(out).selftest_path if out.is_dir() else out
+    facts = {"levels": list(levels), "seed": seed, "prefopt_version": version}
+    write_json(path, {**facts, "controls": [control.as_dict() for control in controls]})
+    return path
 
 
 def as_text(controls: Sequence[Control]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any
 
 
@@ -29,8 +30,10 @@ class Control:
     @property
     def passed(self) -> bool:
         """Whether the value lies in the band; a value that is not a number does not."""
-        return self.low <= self.value <= self.high
+        return bool(self.low <= self.value <= self.high)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: the fields and ``passed``."""
-        return {**asdict(self), "passed": self.passed}
+        """For JSON: the fields and ``passed``; a value that is not a finite number is null."""
+        numbers = {"low": float(self.low), "high": float(self.high)}
+        value = float(self.value) if isfinite(self.value) else None
+        return {**asdict(self), **numbers, "value": value, "passed": self.passed}
