@@ -89,5 +89,5 @@ def compare(model: Path | str, *more: str, data: str | None = "pairs.jsonl") -> 
     source = ["--data", data] if data else []
     return [
         "compare", *source, "--model", str(model), "--losses", "noop", "--seeds", "0", "--device", "cpu", "--quiet",
-        *settings, *more,
+        "--in-process", *settings, *more,
     ]  # fmt: skip
