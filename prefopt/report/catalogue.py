@@ -23,7 +23,7 @@ def _leaderboard(r: Row) -> Table:
         Column("verdict", "verdict", "verdict", help="Against the reference, after Holm's correction."),
         Column("win_rate", "win rate, %", "percent", 1, "Against the reference, ties one half; 95 % interval."),
         Column("controlled", "at equal length, %", "percent", 1, "Win rate with the effect of length taken out."),
-        Column("rank", "rank", "text", help="Ranks compatible with the intervals of the ratings."),
+        Column("rank", "rank", "text", help="Places that the ratings leave open, corrected for the number of pairs."),
         Column("mde", "visible from, points", "points", 1, "Difference seen in four of five repetitions."),
     )
     rewards = (
@@ -111,7 +111,12 @@ def _ratings(r: Row) -> Table:
         (
             VARIANT,
             Column("rating", "rating, Elo points", "number", 0, "The reference is 0; 100 points are odds of 1.78."),
-            Column("rank", "rank", "text", help="1 + the number of variants whose interval lies wholly above."),
+            Column(
+                "rank",
+                "rank",
+                "text",
+                help="Places left open by the differences of ratings, corrected for the number of pairs.",
+            ),
         ),
         r["ratings"],
         "One scale from all comparisons; intervals from a bootstrap over prompts and seeds together.",

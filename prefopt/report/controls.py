@@ -56,7 +56,8 @@ def measured(found: Row) -> list[str]:
         )
     if rates := _range(found, "family-wise/reference/", "family-wise/pairs/"):
         said.append(
-            f"After Holm's correction any false difference came up in {rates} of simulated families (at most 5 %)."
+            f"After Holm's correction any false difference came up in {rates} of simulated families (at most 5 % "
+            "meant, but for the error of the simulation)."
         )
     if rates := _range(found, "coverage/"):
         said.append(f"95 % intervals held the true win rate in {rates}.")

@@ -66,7 +66,8 @@ RATINGS = (
     "Ratings are Bradley-Terry, P(a beats b) = 1/(1 + exp(θ_b − θ_a)), in Elo points 400 θ / ln 10 with the "
     "reference at 0. The win rate at equal length is 1/(1 + exp(−θ)) in logit P(win) = θ + φ tanh(d/s), with d the "
     "difference in tokens, s its standard deviation, and φ drawn towards the value that all variants share. Both "
-    "have intervals from two-way bootstrap refits over seeds and prompts."
+    "have intervals from two-way bootstrap refits over seeds and prompts; ranges of ranks are corrected for the number "
+    "of pairs (Bonferroni)."
 )
 DIVERGENCE = (
     "The KL to the reference is that of the policy's own samples, the exact divergence of the two next-token "

@@ -91,9 +91,9 @@ def _ratings_text(results: Row) -> tuple[str, ...]:
     if misfit is None:
         return ()
     return (
-        "One scale for all variants, from all comparisons together. The rank gives the places that the intervals "
-        f"of the differences allow. The scale misses an observed win rate by at most {100 * misfit:.1f} points; a "
-        "large value would mean that there is no single order.",
+        "One scale for all variants, from all comparisons together. The rank gives the places that the differences "
+        "of ratings leave open, corrected for the number of pairs. The scale misses an observed win rate by at most "
+        f"{100 * misfit:.1f} points; a large value would mean that there is no single order.",
     )
 
 

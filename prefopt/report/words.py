@@ -65,7 +65,7 @@ def comparison_sentence(row: Row) -> str:
             "about the loss."
         )
     facts = f"Holm {p_value(row['p_holm'])}, {size}{_worst_case(row)}"
-    seen = "" if row["mde"] is None else f" Visible here: {points_from(row['mde'])}."
+    seen = "" if row["mde"] is None else f" This comparison sees {points_from(row['mde'])}."
     if row["verdict"] == "BETTER":
         return f"{a} beats {b}: {percent_interval(row)} of comparisons won ({facts}).{seen}"
     if row["verdict"] == "WORSE":
@@ -94,7 +94,7 @@ def _worst_case(row: Row) -> str:
 
 def points_from(effect: float) -> str:
     """From what size on a difference shows, in words."""
-    return "no difference at all" if effect > 0.5 else f"differences from {100 * effect:.1f} points"
+    return "no difference at all" if effect > 0.5 else f"differences from {100 * effect:.1f} points on"
 
 
 def signed_interval(value: Row, digits: int = 2) -> str:

@@ -96,7 +96,8 @@ def bradley_terry(
         seed: Of the bootstrap.
 
     Returns:
-        The ratings. Ranks: an item is surely below another where the interval of their difference excludes 0.
+        The ratings. Ranks: an item is surely below another where the interval of their difference excludes 0, at a
+        confidence corrected for the number of pairs, so that all ranks hold together.
 
     Raises:
         ValueError: If an item was never compared, or the comparisons fall into unconnected groups.
@@ -122,9 +123,10 @@ def bradley_terry(
         return np.asarray(fitted[:, first] - fitted[:, second])
 
     spread = two_way_bootstrap(differences, there.any(0), resamples=resamples, seed=seed)
-    half = np.zeros((k, k))
+    half, sure = np.zeros((2, k, k))
     half[first, second] = spread.critical(confidence) * np.sqrt(spread.variance)
-    half += half.T
+    sure[first, second] = spread.critical(1 - (1 - confidence) / len(first)) * np.sqrt(spread.variance)
+    half, sure = half + half.T, sure + sure.T
     lead = theta[:, None] - theta[None, :]
     zero = names.index(anchor)
     value = base + ELO_PER_LOGIT * lead[:, zero]
@@ -136,8 +138,8 @@ def bradley_terry(
         value,
         value - reach,
         value + reach,
-        1 + (lead < -half).sum(1),
-        k - (lead > half).sum(1),
+        1 + (lead < -sure).sum(1),
+        k - (lead > sure).sum(1),
         special.expit(lead),
         observed,
     )
