@@ -48,11 +48,21 @@ class PolicySamples:
     diversity: dict[str, float]
 
 
+def sampled_together(bank: AdapterBank, slot: int) -> slice:
+    """The adapters of the batch in which adapter ``slot`` is sampled.
+
+    On a GPU it is the whole bank, whose launches are shared; always the whole, so that the shape of the batch, which
+    decides which kernels run, does not depend on which runs are missing. On a CPU, where nothing is gained by more
+    rows, each adapter is alone, and its samples do not depend on the others at all.
+    """
+    return slice(0, bank.params.shape[0]) if bank.params.device.type == "cuda" else slice(slot, slot + 1)
+
+
 def draw_samples(
     base: Base, bank: AdapterBank, slots: slice, prompts: Prompts, settings: Evaluation, *, seed: int
-) -> list[list[Sample]]:
-    """Samples of neighbouring adapters in one batch; the bank's zero adapter among them stands for the reference."""
-    return sample(
+) -> dict[int, list[Sample]]:
+    """Samples of neighbouring adapters in one batch, by slot; the bank's zero adapter stands for the reference."""
+    drawn = sample(
         base,
         bank,
         prompts.ids,
@@ -62,6 +72,7 @@ def draw_samples(
         temperature=settings.temperature,
         seed=seed,
     )
+    return dict(zip(range(slots.start, slots.stop), drawn, strict=True))
 
 
 def score_samples(

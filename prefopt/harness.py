@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import resource
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -284,10 +283,3 @@ def latest(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
         rows = [row for row in run.history if "values" not in row]
         out[run.variant] = {k: row for k, row in rows[-1].items() if k != "split"} if rows else {}
     return out
-
-
-def peak_memory_gib(device: torch.device) -> float:
-    """Peak memory of this process on the device it computes on, GiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

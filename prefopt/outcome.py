@@ -7,9 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from prefopt import durable
+from prefopt import durable, memory
 from prefopt.evaluate import PolicySamples, oracle_judgements
-from prefopt.harness import peak_memory_gib
 from prefopt.lora import AdapterBank
 from prefopt.materials import Progress
 from prefopt.results import (
@@ -92,14 +91,8 @@ def _training_cost(run: Run, bank: AdapterBank) -> dict[str, float]:
         "tokens": run.tokens,
         "pairs_per_s": run.pairs / seconds,
         "tokens_per_s": run.tokens / seconds,
-        "peak_memory_gib": peak_memory_gib(bank.params.device),
+        "peak_memory_gib": memory.peak_gib(bank.params.device),
     }
-
-
-def write_failed(folder: ResultsFolder, origin: Origin, reason: str) -> None:
-    """Say durably that a run failed, and why; the next invocation tries it again from its checkpoints."""
-    record = origin.record(status="failed", reason=reason)
-    write_json(folder.run(origin.variant, origin.seed) / "run.json", record)
 
 
 def drop_checkpoints(folder: ResultsFolder, variant: str, seed: int) -> None:
@@ -111,7 +104,7 @@ def drop_checkpoints(folder: ResultsFolder, variant: str, seed: int) -> None:
 
 def set_aside(folder: ResultsFolder, variant: str, seed: int, damage: str, progress: Progress) -> None:
     """Rename a finished run whose files are damaged, so that it is made anew; verdicts on it go first."""
-    judged = folder.judgements()
+    judged = folder.judgements(lacking=True)
     theirs = ((judged["variant"] == variant) | (judged["opponent"] == variant)) & (judged["seed"] == seed)
     if theirs.any():
         folder.write_frame("judgements.parquet", judged[~theirs].reset_index(drop=True))
@@ -122,7 +115,7 @@ def set_aside(folder: ResultsFolder, variant: str, seed: int, damage: str, progr
 def judge(folder: ResultsFolder) -> None:
     """Write the gold reward's judgements of every run that is there, beside those of other judges."""
     manifest = folder.manifest()
-    before = folder.judgements()
+    before = folder.judgements(lacking=True)
     kept = before[before["judge"] != "oracle"]
     parts = [kept] if len(kept) else []
     if manifest["task"].get("reward"):

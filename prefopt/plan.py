@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from prefopt import memory
 from prefopt.config import Config
 from prefopt.data import TokenPair
 from prefopt.data.order import pair_order
+from prefopt.evaluate import policy_and_reference, sampled_together
 from prefopt.fit import Fit, fit, wait
-from prefopt.harness import peak_memory_gib
 from prefopt.lora import AdapterBank
 from prefopt.materials import OwnPairs, Progress, own_pairs, read_pairs
 from prefopt.model import Base, load_base, pick_device
-from prefopt.sampling import rows_per_batch, sample
+from prefopt.sampling import Sample, rows_per_batch, sample
 from prefopt.step import Batch, Run, make_optimizer, train_step
 
 PROMPT_TOKENS = 6  # of a task's prompts, about
@@ -40,11 +41,17 @@ def plan(config: Config, *, progress: Progress) -> dict[str, Any]:
     bank = AdapterBank(
         base.model, size=n_variants + 1, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, device=device
     )
+    memory.reset_peak(device)
     progress.stage("probing a training step", 0, 1)
-    chosen, step_s = _time_steps(config, base, bank, pairs)
-    train_gib = peak_memory_gib(device)
-    progress.stage("probing the sampling", 0, 1)
+    chosen, step_s, optimizer_gib = _time_steps(config, base, bank, pairs)
+    train_gib = memory.peak_gib(device) + optimizer_gib
+    progress.stage("probing the evaluation", 0, 1)
+    memory.reset_peak(device)
     token_s, cache_gib = _time_decoding(config, base, bank, prompts)
+    sample_gib = memory.peak_gib(device) + cache_gib
+    memory.reset_peak(device)
+    score_s = _time_scoring(config, base, bank, prompts)
+    peaks = (train_gib, sample_gib, memory.peak_gib(device))
     tokens = [len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs]
     per_run = round(float(np.mean(tokens)) * train.steps * train.pairs_per_step)
     evaluation = config.evaluation
@@ -65,9 +72,10 @@ def plan(config: Config, *, progress: Progress) -> dict[str, Any]:
         "pairs of a pass": chosen.micro_batch,
         "adapters of a pass": chosen.stack,
         "checkpointing": chosen.checkpointing,
-        "peak memory, GiB": round(max(train_gib, peak_memory_gib(device) + cache_gib), 2),
+        "peak memory of a group, GiB": round(max(peaks), 2),
         "time to train, s": round(step_s * train.steps * n_variants * n_seeds),
         "time to sample, s": round(token_s * sampled),
+        "time to score, s": round(score_s * sampled),
     }
 
 
@@ -91,13 +99,14 @@ def _pairs(
     return pairs, [draw(PROMPT_TOKENS) for _ in range(config.evaluation.prompts)]
 
 
-def _time_steps(config: Config, base: Base, bank: AdapterBank, pairs: list[TokenPair]) -> tuple[Fit, float]:
-    """How a step fits the machine, and the seconds of one run's, the fastest of a few."""
+def _time_steps(config: Config, base: Base, bank: AdapterBank, pairs: list[TokenPair]) -> tuple[Fit, float, float]:
+    """How a step fits the machine, the seconds of one run's, and the GiB of the other runs' optimizer states."""
     runs = [Run(v.name, v.build(), config.learning_rate(v), slot) for slot, v in enumerate(config.variants)]
     for run in runs:
         bank.initialise(run.slot, 0)
     chosen = fit(base, bank, runs, pairs, config.train)
     train = chosen.apply(config.train)
+    others = len(runs) - chosen.stack
     runs = runs[: chosen.stack]
     order = pair_order(len(pairs), seed=0, steps=PROBE_STEPS, pairs_per_step=train.pairs_per_step)
     for run in runs:
@@ -112,7 +121,15 @@ def _time_steps(config: Config, base: Base, bank: AdapterBank, pairs: list[Token
         train_step(base, bank, runs, batch, train)
         wait(base.device)
         seconds.append((time.perf_counter() - began) / len(runs))
-    return chosen, min(seconds)
+    moments = 8 if train.optimizer == "adamw" else 2  # bytes a parameter
+    return chosen, min(seconds), others * moments * bank.params.shape[1] / 2**30
+
+
+def _probed(config: Config, bank: AdapterBank, prompts: list[tuple[int, ...]]) -> tuple[slice, list[tuple[int, ...]]]:
+    """The adapters that are sampled together, and the prompts of one batch."""
+    adapters = sampled_together(bank, 0)
+    rows = (adapters.stop - adapters.start) * config.evaluation.samples
+    return adapters, prompts[: max(1, rows_per_batch(bank.params.device) // rows)]
 
 
 def _time_decoding(
@@ -120,24 +137,39 @@ def _time_decoding(
 ) -> tuple[float, float]:
     """Seconds a sampled token in one batch, and the GiB that its keys and values will still grow by."""
     evaluation = config.evaluation
-    copies = bank.params.shape[0]
-    some = prompts[: max(1, rows_per_batch(base.device) // (copies * evaluation.samples))]
+    adapters, some = _probed(config, bank, prompts)
     began = time.perf_counter()
     sample(
         base,
         bank,
         some,
-        adapters=slice(0, copies),
+        adapters=adapters,
         samples=evaluation.samples,
         max_new_tokens=DECODE_STEPS,
         temperature=evaluation.temperature,
         seed=0,
     )
     wait(base.device)
-    rows = len(some) * evaluation.samples * copies
+    rows = len(some) * evaluation.samples * (adapters.stop - adapters.start)
     shape = base.model.config.get_text_config()
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     per_token = 2 * shape.num_hidden_layers * heads * size * base.dtype.itemsize
     growth = rows * max(0, evaluation.max_new_tokens - DECODE_STEPS) * per_token / 2**30
     return (time.perf_counter() - began) / (rows * DECODE_STEPS), growth
+
+
+def _time_scoring(config: Config, base: Base, bank: AdapterBank, prompts: list[tuple[int, ...]]) -> float:
+    """Seconds a sampled token that its exact KL and log-probabilities take."""
+    evaluation = config.evaluation
+    source = np.random.default_rng(0)
+    _, some = _probed(config, bank, prompts)
+    drawn = [
+        Sample(i, number, tuple(source.integers(0, base.head.shape[0], evaluation.max_new_tokens).tolist()), False)
+        for i in range(len(some))
+        for number in range(evaluation.samples)
+    ]
+    began = time.perf_counter()
+    policy_and_reference(base, bank, 0, some, drawn)
+    wait(base.device)
+    return (time.perf_counter() - began) / (len(drawn) * evaluation.max_new_tokens)

@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from prefopt import environment, identity, outcome
+from prefopt import environment, identity, locks, memory, outcome
 from prefopt.checkpoint import Checkpoints, common_step
 from prefopt.config import Config, Train, Variant
 from prefopt.data.order import pair_order
 from prefopt.errors import DataError
-from prefopt.evaluate import draw_samples, heldout_frame, score_samples
+from prefopt.evaluate import draw_samples, heldout_frame, sampled_together, score_samples
 from prefopt.fit import Fit, fit, set_checkpointing
 from prefopt.harness import train_group, why_left
 from prefopt.materials import Materials, Progress, manifest, prepare
 from prefopt.model import pick_device
 from prefopt.outcome import Origin
 from prefopt.results import PROMPT_COLUMNS, REFERENCE, ResultsFolder, digest, seal, write_json
+from prefopt.sampling import Sample
 from prefopt.step import Run
 from prefopt.testing import check_loss
 
@@ -35,7 +36,12 @@ Watch = Callable[[int, list[str], int], None]
 
 
 def compare(
-    config: Config, *, results: Path = Path("results"), command: Sequence[str] = (), progress: Progress
+    config: Config,
+    *,
+    results: Path = Path("results"),
+    command: Sequence[str] = (),
+    progress: Progress,
+    wait: bool = False,
 ) -> ResultsFolder:
     """Run a comparison, or what of it is missing.
 
@@ -44,6 +50,7 @@ def compare(
         results: The folder of all comparisons.
         command: The command line, for the manifest.
         progress: Told what is going on.
+        wait: Wait for another process that uses the folder, rather than raise.
 
     Returns:
         The results folder, ready for the report.
@@ -51,7 +58,8 @@ def compare(
     Raises:
         PrefoptError: For anything that the user can mend.
     """
-    return work(config, results=results, command=command, progress=progress)
+    with locks.hold(results / config.name, wait=wait, say=progress.say):
+        return work(config, results=results, command=command, progress=progress)
 
 
 def work(
@@ -88,6 +96,7 @@ def work(
     materials = prepare(config, device, progress)
     _require_scores(config, materials)
     identity.refuse_other_materials(folder, materials)
+    locks.require_room(folder.root, _bytes_needed(config, materials))
     chosen = _step(folder, config, materials, progress)
     before = folder.manifest() if folder.manifest_path.is_file() else {}
     whole = {**manifest(config, materials, chosen, command), **identity.facts(config)}
@@ -113,6 +122,14 @@ def _require_scores(config: Config, materials: Materials) -> None:
             f"rejected_score, which {without} of {len(pairs)} rows lack. Fix: add the two columns, or drop the "
             "variant. Nothing was written."
         )
+
+
+def _bytes_needed(config: Config, materials: Materials) -> int:
+    """Two checkpoints of each run under way and one being written, an adapter of each run, and the samples."""
+    adapter = 4 * int(materials.bank.params.shape[1])
+    asked, seeds, variants = config.evaluation, len(config.seeds), len(config.variants)
+    samples = len(materials.prompts.ids) * asked.samples * (8 * asked.max_new_tokens + 100)
+    return 3 * (3 * adapter) * variants + adapter * variants * seeds + samples * (variants + 1) * seeds
 
 
 def _step(folder: ResultsFolder, config: Config, materials: Materials, progress: Progress) -> Fit:
@@ -161,6 +178,7 @@ class _Group:
     folder: ResultsFolder
     progress: Progress
     watch: Watch
+    drawn: dict[int, list[Sample]] = field(default_factory=dict)
 
     def run_seed(self, seed: int, title: str, skip: set[tuple[str, int]], *, alone: bool) -> None:
         """Train and evaluate the missing runs of one seed, in lockstep or one after the other."""
@@ -169,13 +187,15 @@ class _Group:
         variants = [v for v in missing if v is not None and (v.name, seed) not in skip]
         if not missing:
             return
+        self.drawn.clear()
         bank = self.materials.bank
         bank.params.zero_()
         bank.initialise(0, seed)
         conditions = self._conditions(seed, bank.hash(0))
         for group in [[v] for v in variants] if alone else [variants] if variants else []:
             self._train_and_evaluate(group, seed, title, conditions)
-        if None in missing:
+        if None in missing and (REFERENCE, seed) not in skip:
+            self.watch(seed, [REFERENCE], self.train.steps)
             origin = Origin(REFERENCE, seed, identity.reference_key(self.config, device), conditions)
             self._evaluate(None, origin, title)
 
@@ -185,6 +205,8 @@ class _Group:
         bank, device = self.materials.bank, self.materials.base.device
         runs = [Run(v.name, v.build(), self.config.learning_rate(v), slot) for slot, v in enumerate(variants)]
         origins = [Origin(v.name, seed, identity.run_key(self.config, v, device), conditions) for v in variants]
+        memory.reset_peak(device)
+        self.drawn.clear()
         for run in runs:
             bank.initialise(run.slot, seed)
             self._require_same_start(run.variant, seed, conditions)
@@ -244,15 +266,15 @@ class _Group:
                 raise
             run.reason = f"{why_left(problem)} in its evaluation"
         self.progress.say(f"{title}: {origin.variant} failed: {run.reason}; the others are not affected")
-        outcome.write_failed(self.folder, origin, run.reason)
+        more = {"key": origin.key, "conditions": origin.conditions}
+        self.folder.write_failed(origin.variant, origin.seed, run.reason, **more)
 
     def _sample_and_write(self, run: Run | None, origin: Origin, title: str) -> None:
-        """Every policy is sampled by itself, so that no number of it depends on which others there are."""
-        some, seed, settings = self.materials, origin.seed, self.config.evaluation
+        some, seed = self.materials, origin.seed
         slot = some.reference_slot if run is None else run.slot
         self.progress.stage(f"{title}: sampling from {origin.variant}", 0, 1)
         began = time.perf_counter()
-        drawn = draw_samples(some.base, some.bank, slice(slot, slot + 1), some.prompts, settings, seed=seed)[0]
+        drawn = self._samples(slot, seed)
         cost = {"sample_s": time.perf_counter() - began}
         self.progress.stage(f"{title}: evaluating {origin.variant}", 0, 1)
         began = time.perf_counter()
@@ -260,6 +282,15 @@ class _Group:
         pairs = heldout_frame(some.base, some.bank, run, some.heldout, seed=seed) if run is not None else None
         cost["evaluate_s"] = time.perf_counter() - began
         outcome.write_run(self.folder, origin, scored=scored, cost=cost, run=run, pairs=pairs, bank=some.bank)
+
+    def _samples(self, slot: int, seed: int) -> list[Sample]:
+        """One policy's samples; those that were drawn in one batch with it are kept until they are asked for."""
+        some = self.materials
+        if slot not in self.drawn:
+            together = sampled_together(some.bank, slot)
+            settings = self.config.evaluation
+            self.drawn.update(draw_samples(some.base, some.bank, together, some.prompts, settings, seed=seed))
+        return self.drawn.pop(slot)
 
     def _conditions(self, seed: int, adapter: str) -> dict[str, str]:
         some, train = self.materials, self.config.train

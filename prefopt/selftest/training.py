@@ -92,8 +92,8 @@ def _sample(here: world.World, names: list[str], seed: int) -> dict[str, PolicyS
     prompts = Prompts(tuple(world.PROMPTS), tuple(" ".join(f"w{i}" for i in p) for p in world.PROMPTS))
     drawn = draw_samples(here.base, here.bank, slice(0, len(names)), prompts, EVALUATION, seed=seed)
     return {
-        name: score_samples(here.base, here.bank, slot, prompts, some, world.Task())
-        for slot, (name, some) in enumerate(zip(names, drawn, strict=True))
+        name: score_samples(here.base, here.bank, slot, prompts, drawn[slot], world.Task())
+        for slot, name in enumerate(names)
     }
 
 
