@@ -60,7 +60,7 @@ class Cache:
             for start in range(0, len(wanted), _AT_ONCE):
                 some = wanted[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(some))
-                question = f"SELECT key, value, seal FROM sealed WHERE key IN ({marks})"  # nosec B608  # question marks
+                question = f"SELECT key, value, seal FROM sealed WHERE key IN ({marks})"
                 with closing(self._db.execute(question, some)) as rows:
                     found.update((key, value) for key, value, seal in rows if seal == _seal(key, value))
         except sqlite3.Error as problem:
