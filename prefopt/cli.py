@@ -6,11 +6,9 @@ Exit status: 0 complete, 2 usage, 3 data, 4 incomplete, 5 busy, 6 environment, 7
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +20,7 @@ from prefopt.errors import IncompleteError, PrefoptError, UsageError
 from prefopt.redact import without_secrets
 from prefopt.results import REFERENCE
 from prefopt.stopping import Stopped
+from prefopt.worker import silence_third_parties
 
 app = typer.Typer(
     name="prefopt",
@@ -296,7 +295,8 @@ def info(as_json: AsJson = False) -> None:
 
     import prefopt
     from prefopt import environment
-    from prefopt.model import cache_dir, pick_device, pick_dtype
+    from prefopt.model import pick_device, pick_dtype
+    from prefopt.places import cache_dir
 
     device = pick_device("auto")
     cache = cache_dir()
@@ -332,16 +332,9 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=1, allow_nan=False)
 
 
-def _silence_third_parties() -> None:
-    """Keep notices that a user can do nothing about off the screen; native code is never fetched from a hub."""
-    os.environ.setdefault("USE_HUB_KERNELS", "0")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|peft)")
-
-
 def main() -> None:
     """Entry point of the command ``prefopt``."""
-    _silence_third_parties()
+    silence_third_parties()
     try:
         app(standalone_mode=False)
     except typer.Exit as end:

@@ -19,18 +19,18 @@ import pandas as pd
 
 from prefopt import stats
 from prefopt.errors import UsageError
-from prefopt.evaluate import oracle_judgements
 from prefopt.judges import Limits, controls, make_judge, parse_spec
 from prefopt.judges.cache import Cache, key_of
 from prefopt.judges.contract import PairwiseJudge, PointwiseJudge, Shown, Verdict, question_text
 from prefopt.judges.imported import FileJudge
 from prefopt.judges.quality import estimate_tokens, folder_name, problems, unusable_shares
 from prefopt.judges.questions import CELL, Questions, questions, to_ask, write_questions
-from prefopt.model import cache_dir
+from prefopt.places import cache_dir
 from prefopt.results import (
     JUDGEMENT_COLUMNS,
     REFERENCE,
     ResultsFolder,
+    seal,
     write_frame,
     write_json,
     write_text,
@@ -113,7 +113,7 @@ def judge_folder(
     found |= {"judge": judge.name, "fingerprint": judge.fingerprint, "facts": judge.facts(), "pairs": pairs}
     found |= unusable_shares(judgements) | {"controls": [row.as_dict() for row in checks]}
     found["problems"] = problems(found)
-    write_json(place / "judge.json", found)
+    write_json(place / "judge.json", seal(found))
     merge_judgements(folder, judgements)
     return found
 
@@ -203,6 +203,8 @@ def _pointwise(
     judge: PointwiseJudge, asked: Questions, pairs: str
 ) -> tuple[dict[str, pd.DataFrame], list[controls.ControlRow]]:
     """Scores of every sample, judgements from them, and the control rows."""
+    from prefopt.evaluate import oracle_judgements
+
     samples = asked.samples
     distinct = samples[["prompt", "response"]].drop_duplicates()
     distinct = distinct.assign(reward=judge.score(distinct["prompt"].tolist(), distinct["response"].tolist()))

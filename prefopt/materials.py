@@ -30,8 +30,9 @@ from prefopt.evaluate import Prompts
 from prefopt.fit import Fit
 from prefopt.harness import PairSet
 from prefopt.lora import AdapterBank
-from prefopt.model import Base, cache_dir
+from prefopt.model import Base
 from prefopt.pairs import encode, make_pairs
+from prefopt.places import cache_dir
 from prefopt.redact import portable
 from prefopt.reference import load_reference
 from prefopt.results import SCHEMA, digest

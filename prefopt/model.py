@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("USE_HUB_KERNELS", "0")  # native code is never fetched from a hub
+os.environ["USE_HUB_KERNELS"] = "0"  # native code is never fetched from a hub
 
 import torch
 import transformers
@@ -24,6 +24,7 @@ from prefopt.config import EMBEDDED_MODEL
 from prefopt.durable import fill_folder
 from prefopt.errors import MachineError, PrefoptError
 from prefopt.packing import ATTENTION, PackedRows, Row, UnsupportedAttention, pack, use_layout
+from prefopt.places import cache_dir
 from prefopt.results import digest, sha256_file
 from prefopt.vetting import check_folder, check_loaded, fetch, first_line, revision
 
@@ -34,11 +35,6 @@ _HEAD_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
-
-
-def cache_dir() -> Path:
-    """``$PREFOPT_CACHE``, or ``~/.cache/prefopt``."""
-    return Path(os.environ.get("PREFOPT_CACHE") or Path.home() / ".cache" / "prefopt")
 
 
 def pick_device(wanted: str) -> torch.device:

@@ -14,7 +14,7 @@ import prefopt
 PACKAGE = Path(prefopt.__file__).parent
 
 ANY = frozenset({"*"})
-LOW = {"durable", "errors", "kept", "redact", "results", "seeding"}
+LOW = {"durable", "errors", "places", "kept", "redact", "results", "seeding"}
 MODEL = {*LOW, "config", "interface", "data", "flash", "packing", "head", "lora", "model", "scoring", "signals", "vetting"}
 TRAIN = {*MODEL, "step", "fit", "harness", "tasks", "sampling", "pairs", "reference", "evaluate"}
 ALLOWED: dict[str, frozenset[str] | set[str]] = {
@@ -34,6 +34,7 @@ ALLOWED: dict[str, frozenset[str] | set[str]] = {
     "catalogue": {"errors", "examples", "interface", "losses", "registry"},
     "seeding": set(),
     "durable": {"errors"},
+    "places": set(),
     "kept": {"durable", "errors"},
     "results": {"durable", "errors"},
     "config": {"interface", "redact", "registry", "results"},
@@ -76,7 +77,7 @@ ALLOWED: dict[str, frozenset[str] | set[str]] = {
     "report": {*LOW, "stats"},
     "selftest": {*TRAIN, "interface", "registry", "losses", "stats", "judges"},
 }
-NO_TORCH = ("stats", "results", "report", "errors", "claims", "power", "console")
+NO_TORCH = ("stats", "results", "report", "errors", "claims", "power", "console", "judges", "judging")
 
 
 def imports(path: Path) -> set[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,6 +97,29 @@ def test_server_judges_from_the_command_line(
     assert "same winner in both orders in only 0 %" in err
     assert chat_server.KEY not in plan + out + err
     assert (folder.judgements()["score"] == 0.5).all()
+
+
+def test_verdicts_of_people_and_servers_need_no_torch(tmp_path: Path) -> None:
+    folder = judged.write(tmp_path / "x", {"better": 2}, seeds=1)
+    program = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "peft", "datasets", "safetensors"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+from prefopt.cli import main
+main()
+"""
+    asked, judged_by = tmp_path / "q.jsonl", tmp_path / "people.jsonl"
+    judging = [sys.executable, "-c", program, "judge", str(folder.root)]
+    subprocess.run([*judging, "--judge", "file:none", "--questions", str(asked)], check=True, timeout=120)
+    rows = [json.loads(line) for line in asked.read_text(encoding="utf-8").splitlines()]
+    judged_by.write_text("".join(json.dumps({**row, "verdict": "tie"}) + "\n" for row in rows), encoding="utf-8")
+    subprocess.run([*judging, "--judge", f"file:{judged_by}", "--quiet"], check=True, timeout=120)
+    assert (folder.judgements()["score"] == 0.5).all()
+    server = ["--judge", "openai:some", "--base-url", "http://127.0.0.1:9/v1", "--dry-run"]
+    subprocess.run([*judging, *server], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("words", [["--judge", "oracle"], ["--judge", "gpt"], ["--judge", "file:no-such-file"]])
