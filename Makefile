@@ -3,17 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 DEVICE ?= auto
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup format check test faults bench speed report clean
+.PHONY: setup format check lock test faults bench speed report clean
 
 setup: $(STAMP)
 
-$(STAMP): requirements/lock.txt requirements/embedded.txt pyproject.toml
+$(STAMP): requirements/lock.txt requirements/embedded.txt requirements/torch.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "prefopt needs Python 3.11 or later")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/lock.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/embedded.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(INSTALL) --require-hashes --no-deps -r requirements/lock.txt -r requirements/embedded.txt
+	$(INSTALL) -r requirements/torch.txt
+	$(INSTALL) --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
 
 format: setup
@@ -24,6 +25,14 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive prefopt requirements
+	$(BIN)/python requirements/audit.py
+
+# After a version was changed in requirements/lock.txt: the hashes of its files. Needs uv.
+lock:
+	{ grep '^#' requirements/lock.txt; grep -o '^[^ #]*==[^ ]*' requirements/lock.txt | uv pip compile - --quiet --no-deps \
+		--universal --python-version 3.11 --generate-hashes --no-annotate --no-header; } > requirements/lock.new
+	mv requirements/lock.new requirements/lock.txt
 
 test: setup
 	$(BIN)/python -m pytest -q
