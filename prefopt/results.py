@@ -217,8 +217,16 @@ class ResultsFolder:
     def finished(self, variant: str, seed: int) -> dict[str, Any] | None:
         """The ``run.json`` of a run that is complete or diverged, whatever became of its files since, else None."""
         path = self.run(variant, seed) / "run.json"
-        run = self.read_json(path) if path.is_file() else {}
+        run = self._run(path) if path.is_file() else {}
         return run if run and run.get("status") != "failed" else None
+
+    def _run(self, path: Path) -> dict[str, Any]:
+        """A ``run.json``, once it is seen to be that of the folder it lies in."""
+        run = self.read_json(path)
+        own, place = (run.get("variant"), f"seed-{run.get('seed')}"), (path.parent.parent.name, path.parent.name)
+        if own != place:
+            raise UsageError(f"{path} is of {'/'.join(map(str, own))}: folders of runs keep their names; move it back")
+        return run
 
     def write_failed(self, variant: str, seed: int, reason: str, **facts: Any) -> None:
         """Say durably that a run failed, and why; the next invocation tries it again from its checkpoints."""
@@ -244,7 +252,7 @@ class ResultsFolder:
         """Every ``run.json`` by (variant, seed), whether or not its text and adapter are at hand; with its cost."""
         found = {}
         for path in self._of_runs("run.json"):
-            run = self.read_json(path)
+            run = self._run(path)
             if (path.parent / "cost.json").is_file():
                 run["cost"] = self.read_json(path.parent / "cost.json")
             found[str(run["variant"]), int(run["seed"])] = run
@@ -267,7 +275,11 @@ class ResultsFolder:
         """
         wanted = list(columns)
         parts = []
-        for path in self._of_runs(file):
+        runs = self._of_runs("run.json")
+        listed = {path.with_name(file) for path in runs if file in self._run(path).get("files", {})}
+        for path in sorted({*listed, *self._of_runs(file)}):
+            if not path.is_file() and file == "samples.parquet":
+                continue  # published without its text
             self._require_unchanged(path)
             try:
                 part = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
@@ -281,27 +293,47 @@ class ResultsFolder:
 
     def _require_unchanged(self, path: Path) -> None:
         """Refuse a run's file that differs from what its ``run.json`` lists."""
-        run = self.read_json(path.parent / "run.json") if (path.parent / "run.json").is_file() else {}
+        run = self._run(path.with_name("run.json")) if path.with_name("run.json").is_file() else {}
         expected = run.get("files", {}).get(path.name)
+        if expected is not None and not path.is_file():
+            raise UsageError(f"{path} is missing; run the comparison again, which redoes that run")
         if expected is not None and sha256_file(path) != expected:
             raise UsageError(f"{path} is damaged: not as it was written; run the comparison again, which redoes it")
 
-    def judgements(self) -> pd.DataFrame:
+    def judgements(self, *, lacking: bool = False) -> pd.DataFrame:
         """``judgements.parquet``, or an empty frame of its columns.
 
+        Args:
+            lacking: Whether it may be missing though it was written once, for one who is about to write it.
+
         Raises:
-            UsageError: If it is damaged.
+            UsageError: If it is damaged or missing.
         """
         path = self.root / "judgements.parquet"
-        if not path.is_file():
+        if not self.check(path.name, lacking=lacking):
             return pd.DataFrame(columns=list(JUDGEMENT_COLUMNS))
-        known = self._checksums().get(path.name)
-        if known is not None and sha256_file(path) not in known:
-            raise UsageError(f"{path} is damaged: not as it was written; move it away, compare again, then judge again")
         try:
             return pd.read_parquet(path)
         except (OSError, ValueError) as problem:
             raise UsageError(f"{path} is damaged: {problem}; move it away, compare again, then judge again") from None
+
+    def check(self, name: str, *, lacking: bool = False) -> bool:
+        """Whether a Parquet file of this folder itself is there, as it was written.
+
+        Raises:
+            UsageError: If it has other bytes, or was written once and is missing and may not be ``lacking``.
+        """
+        path = self.root / name
+        known = self._checksums().get(name)
+        again = "compare again, then judge again" if name == "judgements.parquet" else "compare again"
+        if not path.is_file():
+            if known is not None and not lacking:
+                raise UsageError(f"{path} is missing; {again}")
+            return False
+        sealed = self.manifest_path.is_file() and self.manifest().get("schema", 1) > 1
+        if (known is None and sealed) or (known is not None and sha256_file(path) not in known):
+            raise UsageError(f"{path} is damaged: not as it was written; move it away, {again}")
+        return True
 
     def write_frame(self, name: str, frame: pd.DataFrame) -> None:
         """Write a Parquet file of this folder itself, and its checksum first: with it the old file's still counts."""
@@ -309,10 +341,12 @@ class ResultsFolder:
         data = frame_bytes(path, frame)
         sums = self._checksums()
         new = hashlib.sha256(data).hexdigest()
-        old = sha256_file(path) if path.is_file() else new
-        if path.is_file() and old == new and new in sums.get(name, []):
+        old = {sha256_file(path)} if path.is_file() else set()
+        if old == {new} and new in sums.get(name, []):
             return
-        write_json(self.root / "checksums.json", seal({"files": {**sums, name: sorted({new, old})}}))
+        unlisted = name not in sums and self.manifest().get("schema", 1) == 1  # an earlier version wrote it
+        kept = old if unlisted else old & set(sums.get(name, []))
+        write_json(self.root / "checksums.json", seal({"files": {**sums, name: sorted({new, *kept})}}))
         write_bytes(path, data)
 
     def _checksums(self) -> dict[str, list[str]]:

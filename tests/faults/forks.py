@@ -39,6 +39,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+_answer: list[int] = []  # where a branch of a process answers, if this process is one
+
+
 def start(work: Callable[[], Any]) -> tuple[int, int]:
     """Fork a child that does ``work``; its process id and the end of a pipe on which its answer comes."""
     read, write = os.pipe()
@@ -67,7 +70,7 @@ def start(work: Callable[[], Any]) -> tuple[int, int]:
         with suppress(BaseException):
             data = json.dumps(answer).encode()
             while data:
-                data = data[os.write(write, data) :]
+                data = data[os.write(_answer[-1] if _answer else write, data) :]
         os._exit(status)
 
 
@@ -152,6 +155,66 @@ class FailAt:
             raise OSError(self.errno, os.strerror(self.errno), str(path))
 
 
+Tree = dict[str, bytes | None]
+
+
+def tree(*roots: Path) -> Tree:
+    """Every file (its bytes) and folder (None) below some folders."""
+    found: Tree = {}
+    for root in roots:
+        for path in sorted(root.rglob("*")):
+            found[str(path)] = None if path.is_dir() else path.read_bytes()
+    return found
+
+
+def restore(before: Tree, *roots: Path) -> None:
+    """Make folders what they were; what did not change is not touched."""
+    now = tree(*roots)
+    for name in sorted(now.keys() - before.keys(), reverse=True):
+        Path(name).rmdir() if now[name] is None else Path(name).unlink()
+    for name, data in before.items():
+        if name not in now and data is None:
+            Path(name).mkdir(parents=True)
+        elif data is not None and now.get(name) != data:
+            Path(name).write_bytes(data)
+
+
+class Branches:
+    """A hook that, before an operation, lets copies of the process run into faults and then undoes what they did.
+
+    One run of the work thus meets every fault at every operation. The folders must be given by paths that stay.
+    """
+
+    def __init__(self, roots: Sequence[Path], faults: Callable[[int], dict[str, Callable[[str, Path], None]]]) -> None:
+        self.roots, self.faults, self.number = roots, faults, 0
+        self.met: list[tuple[str, Outcome, Tree, Tree]] = []  # fault, end, folders before and after
+
+    def __call__(self, kind: str, path: Path) -> None:
+        number, self.number = self.number, self.number + 1
+        for label, fault in self.faults(number).items():
+            before = tree(*self.roots)
+            read, write = os.pipe()
+            pid = os.fork()
+            if not pid:
+                os.close(read)
+                _answer.append(write)
+                durable.hook = fault
+                fault(kind, path)
+                return
+            os.close(write)
+            out = finish(pid, read)
+            self.met.append((f"{label} at operation {number}, {kind} {path}", out, before, tree(*self.roots)))
+            restore(before, *self.roots)
+
+    def during(self, work: Callable[[], Any]) -> None:
+        """Do the work; a branch ends here, with the status of what it met."""
+        durable.hook = self
+        work()
+        durable.hook = None
+        if _answer:
+            raise SystemExit(0)
+
+
 def count(work: Callable[[], Any]) -> int:
     """How many durable operations ``work`` makes, counted in a child."""
 
@@ -174,6 +237,23 @@ def victim(work: Callable[[], Any], hook: Callable[[str, Path], None], seconds: 
         return work()
 
     return run(faulty, seconds)
+
+
+def kill_after(work: Callable[[], Any], seconds: float) -> None:
+    """Start ``work`` in a child and kill it after some time, if it has not ended by then."""
+    pid, read = start(work)
+    if not select.select([read], [], [], seconds)[0]:
+        os.kill(pid, signal.SIGKILL)
+    finish(pid, read)
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    """How long a child takes for ``work``."""
+    began = time.monotonic()
+    out = run(work)
+    if out.status:
+        raise MachineError(out.said)
+    return time.monotonic() - began
 
 
 def sampled(cases: Sequence[Any], most: int | None) -> list[Any]:

@@ -1,0 +1,201 @@
+"""Kill, full disk, power failure: the same command again ends in what it would have ended in without them."""
+
+from __future__ import annotations
+
+import errno
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import forks
+import pytest
+from powerloss import Disk, State
+from rig import Rig
+
+from prefopt import durable
+
+FULL = pytest.mark.faults
+ERRNOS = (errno.ENOSPC, errno.EIO, errno.EACCES)
+
+
+def again(rig: Rig, place: Path, *, cold: bool = False) -> str | None:
+    """What is wrong after the same command has been run again."""
+    out = forks.run(rig.enter(place, cold=cold))
+    if out.status:
+        return f"the next invocation ended with {out.status}: {out.said[-1500:]}"
+    return rig.wrong(place)
+
+
+def killed(rig: Rig, place: Path, hook: forks.KillAt, *, cold: bool = False) -> str | None:
+    out = forks.victim(rig.enter(place, cold=cold), hook)
+    if out.status != -9:
+        return f"ended with {out.status}: {out.said[-1500:]}"
+    found = again(rig, place, cold=cold)
+    shutil.rmtree(place)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("cold", "most"),
+    [(False, 8), (True, 3), pytest.param(False, None, marks=FULL), pytest.param(True, 40, marks=FULL)],
+)
+def test_killed_at_every_operation(rig: Rig, place: Path, cold: bool, most: int | None) -> None:
+    operations = forks.count(rig.enter(place / "count", cold=cold))
+    assert operations > 200
+    numbers = forks.sampled(range(operations), most)
+    wrong = forks.trials(lambda n: killed(rig, place / f"{n}", forks.KillAt(n), cold=cold), numbers)
+    assert not wrong, f"{len(wrong)} of {len(numbers)}:\n" + "\n".join(wrong[:10])
+
+
+@pytest.mark.parametrize("times", [4, pytest.param(200, marks=FULL)])
+def test_killed_at_random_instants(rig: Rig, place: Path, seed: int, times: int) -> None:
+    seconds = forks.seconds_of(rig.enter(place / "timed"))
+
+    def trial(number: int) -> str | None:
+        root = place / str(number)
+        after = random.Random(seed + number).uniform(0, seconds)
+        forks.kill_after(rig.enter(root), after)
+        found = again(rig, root)
+        shutil.rmtree(root)
+        return found and f"after {after:.3f} s: {found}"
+
+    wrong = forks.trials(trial, range(times))
+    assert not wrong, f"{len(wrong)} of {times}:\n" + "\n".join(wrong[:10])
+
+
+@FULL
+def test_killed_again_while_it_recovers(rig: Rig, place: Path, seed: int) -> None:
+    operations = forks.count(rig.enter(place / "count"))
+
+    def trial(number: int) -> str | None:
+        draw, root = random.Random(seed + number), place / str(number)
+        kills = [draw.randrange(operations)]
+        forks.victim(rig.enter(root), forks.KillAt(kills[0]))
+        for _ in range(draw.choice((1, 1, 2))):
+            kills.append(draw.randrange(max(1, min(operations - sum(kills), 120))))
+            forks.victim(rig.enter(root), forks.KillAt(kills[-1]))
+        found = again(rig, root)
+        shutil.rmtree(root)
+        return found and f"killed at operations {kills} of successive invocations: {found}"
+
+    wrong = forks.trials(trial, range(60))
+    assert not wrong, f"{len(wrong)} of 60:\n" + "\n".join(wrong[:10])
+
+
+def lost(before: forks.Tree, after: forks.Tree) -> str | None:
+    """What was finished before a fault and is not after it: a run, or the newest checkpoint of one under way."""
+    runs = {name.removesuffix("run.json") for name in before if name.endswith("/run.json")}
+    for name, data in before.items():
+        run = next((run for run in runs if name.startswith(run)), None)
+        if run is not None and "checkpoints" not in name and ".tmp" not in name and after.get(name) != data:
+            return f"{name} was finished and is lost"
+    steps: dict[str, str] = {}
+    for name in sorted(before):
+        if name.endswith("/MANIFEST.json") and "/checkpoints/step-" in name:
+            steps[name.partition("checkpoints/")[0]] = name.removesuffix("MANIFEST.json")
+    for run, step in steps.items():
+        kept = {name: data for name, data in before.items() if name.startswith(step)}
+        if f"{run}run.json" not in after and any(after.get(name) != data for name, data in kept.items()):
+            return f"{step} was the newest checkpoint and is lost"
+    return None
+
+
+def faults(number: int) -> dict[str, Callable[[str, Path], None]]:
+    """Three errors once, and one of them for good at every fifth operation."""
+    found: dict[str, Any] = {errno.errorcode[code]: forks.FailAt(0, code) for code in ERRNOS}
+    if number % 5 == 0:
+        code = ERRNOS[number // 5 % 3]
+        found[f"{errno.errorcode[code]} from then on"] = forks.FailAt(0, code, sticky=True)
+    return found
+
+
+def refused(rig: Rig, place: Path, mine: Callable[[int], bool]) -> str | None:
+    """Meet every error at some operations, then run again from every state that this has left."""
+    branches = forks.Branches((Path("results"),), lambda number: faults(number) if mine(number) else {})
+    rig.enter(place, lambda: branches.during(rig.compare))()
+    states: dict[str, tuple[str, forks.Tree]] = {}
+    for label, out, before, after in branches.met:
+        if out.status == 0:
+            restore_into(place, after)
+            found = rig.wrong(place) and f"exit status 0 with {rig.wrong(place)}"
+        elif out.status != forks.MACHINE:
+            found = f"exit status {out.status}: {out.said[-1500:]}"
+        else:
+            found = lost(before, after)
+        if found:
+            return f"{label}: {found}"
+        states.setdefault(State("", (after,)).digest(), (label, after))
+    for label, state in states.values():
+        restore_into(place, state)
+        if found := again(rig, place):
+            return f"{label}: {found}"
+    return None
+
+
+def restore_into(place: Path, state: forks.Tree) -> None:
+    forks.restore({str(place / name): data for name, data in state.items()}, place / "results")
+
+
+@pytest.mark.parametrize("share", [60, pytest.param(1, marks=FULL)])
+def test_the_system_refuses_every_operation(rig: Rig, place: Path, share: int) -> None:
+    parts = 2 if share > 1 else 8
+
+    def trial(part: int) -> str | None:
+        block = 7 if share > 1 else 1
+        return refused(rig, place / str(part), lambda number: number // block % (share if share > 1 else parts) == part)
+
+    wrong = forks.trials(trial, range(parts), seconds=600)
+    assert not wrong, "\n".join(wrong)
+
+
+def recorded(rig: Rig, seed: int) -> tuple[list[tuple[State, str | None]], int]:
+    """Every state that a power failure can leave, with what has been lost in it, and how many there were."""
+    roots = (Path("results").resolve(), Path("cache").resolve())
+    for root in roots:
+        root.mkdir(exist_ok=True)
+    disk = Disk(roots)
+    known: dict[str, tuple[State, str | None]] = {}
+    kept: list[Any] = [{}, 0]
+
+    def note(kind: str, path: Path) -> None:
+        if kind in ("make", "write") and path.name.endswith(".tmp"):
+            kept[0] = next(disk.states(seed)).trees[0]  # what was there when the last call had returned
+        for state in disk.states(seed):
+            kept[1] += 1
+            digest = state.digest(lambda path: ".tmp" not in path)
+            if digest not in known:
+                known[digest] = (state, lost(kept[0], state.trees[0]))
+
+    durable.hook = note
+    disk.watch()
+    rig.compare()
+    note("end", roots[0])
+    durable.hook = None
+    return list(known.values()), kept[1]
+
+
+@pytest.mark.parametrize("most", [6, pytest.param(None, marks=FULL)])
+def test_the_power_fails(rig: Rig, place: Path, seed: int, most: int | None) -> None:
+    """From an empty folder and an empty cache; every state that is unlike the others is recovered from."""
+
+    def recover(at: tuple[int, State]) -> str | None:
+        root = place / f"state-{at[0]}"
+        at[1].write(root / "results", root / "cache")
+        found = again(rig, root, cold=True)
+        shutil.rmtree(root)
+        return found
+
+    def work() -> list[Any]:
+        states, total = recorded(rig, seed)
+        wrong = [f"{state.label}: {missing}" for state, missing in states if missing]
+        some = forks.sampled(list(enumerate(state for state, _ in states)), most)
+        return [wrong + forks.trials(recover, some), len(states), total]
+
+    out = forks.run(rig.enter(place / "power", work, cold=True), seconds=900)
+    assert out.status == 0, out.said
+    wrong, distinct, total = out.value
+    print(f"{total} states, {distinct} of them different but for temporary files")
+    assert distinct > 50
+    assert not wrong, f"{len(wrong)} of {distinct}:\n" + "\n".join(wrong[:10])
