@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from prefopt.report import catalogue_policies as policies
+from prefopt.report.catalogue_plain import PLAIN
 from prefopt.report.controls import selftest_table
 from prefopt.report.tables import VARIANT, Column, Table
 from prefopt.report.words import listed
@@ -104,42 +104,6 @@ def _matrix(r: Row) -> Table:
     return Table("matrix", "Head to head, win rate of the row in %", (VARIANT, *columns), rows, "95 % intervals.")
 
 
-def _ratings(r: Row) -> Table:
-    return Table(
-        "ratings",
-        "Bradley-Terry ratings",
-        (
-            VARIANT,
-            Column("rating", "rating, Elo points", "number", 0, "The reference is 0; 100 points are odds of 1.78."),
-            Column(
-                "rank",
-                "rank",
-                "text",
-                help="Places left open by the differences of ratings, corrected for the number of pairs.",
-            ),
-        ),
-        r["ratings"],
-        "One scale from all comparisons; intervals from a bootstrap over prompts and seeds together.",
-    )
-
-
-def _length_control(r: Row) -> Table:
-    return Table(
-        "length_control",
-        "Win rate at equal length",
-        (
-            VARIANT,
-            Column("raw", "raw win rate, %", "percent", 1),
-            Column("controlled_interval", "at equal length, %", "percent", 1),
-            Column("slope", "effect of length", "number", 2, "Log-odds per standard deviation of the difference."),
-            Column("ratio", "length ratio", "number", 2, "Tokens of a sample, relative to the reference."),
-        ),
-        r["length_control"],
-        "A logistic model of the win with the difference in length as a covariate, read off where the lengths are "
-        "equal.",
-    )
-
-
 def _power(r: Row) -> Table:
     seeds = [f"s{n}" for n in r["power"]["seeds"]]
     return Table(
@@ -169,39 +133,6 @@ def _seeds_needed(r: Row) -> Table:
     )
 
 
-def _families(r: Row) -> Table:
-    return Table(
-        "families",
-        "Families of tests",
-        (
-            Column("family", "family", "text"),
-            Column("tests", "tests", "count"),
-            Column("method", "method", "text"),
-            Column("alpha", "alpha", "number", 2),
-            Column("rejected", "settled differences", "count"),
-        ),
-        r["families"],
-    )
-
-
-def _judges(r: Row) -> Table:
-    return Table(
-        "judges",
-        "Judges",
-        (
-            Column("judge", "judge", "text"),
-            Column("comparisons", "verdicts", "count"),
-            Column("tie_share", "ties, %", "percent", 2),
-            Column("invalid_share", "unusable, %", "percent", 2),
-            Column("agreement", "rank correlation with the first judge", "number", 2, "Of the win rates of variants."),
-            Column("position_consistency", "same winner in both orders, %", "percent", 1),
-            Column("first_position", "preference for the first place, %", "percent", 1, "50 is none."),
-            Column("controls_passed", "controls passed", "text"),
-        ),
-        r["judges"],
-    )
-
-
 def _judge_controls(r: Row) -> Table:
     return Table(
         "judge_controls",
@@ -220,40 +151,6 @@ def _judge_controls(r: Row) -> Table:
             for row in r["judges"]
             for control in row["controls"]
         ],
-    )
-
-
-def _judge_bounds(r: Row) -> Table:
-    return Table(
-        "judge_bounds",
-        "Win rates if every unusable verdict had gone one way",
-        (
-            Column("judge", "judge", "text"),
-            VARIANT,
-            Column("all_lost", "all lost, %", "percent", 1),
-            Column("win_rate", "left out, %", "percent", 1),
-            Column("all_won", "all won, %", "percent", 1),
-        ),
-        r["judge_bounds"],
-    )
-
-
-def _seeds(r: Row) -> Table:
-    return Table(
-        "seeds",
-        "Every run",
-        (
-            VARIANT,
-            Column("seed", "seed", "text"),
-            Column("status", "status", "text"),
-            Column("win_rate", "win rate, %", "percent", 1),
-            Column("reward", "mean reward", "number", 3),
-            Column("kl", "KL, nats", "number", 2),
-            Column("loss", "final held-out loss", "number", 4),
-            Column("margin", "log-ratio margin, nats", "number", 2),
-            Column("train_s", "training, s", "number", 1),
-        ),
-        r["seed_table"],
     )
 
 
@@ -312,33 +209,20 @@ def _variants(r: Row) -> Table:
     )
 
 
-BUILDERS: Mapping[str, Callable[[Row], Table]] = {
+COMPUTED: Mapping[str, Callable[[Row], Table]] = {
     "leaderboard": _leaderboard,
     "versus_reference": _versus_reference,
     "pairs": _pairs,
     "matrix": _matrix,
-    "families": _families,
-    "ratings": _ratings,
-    "length_control": _length_control,
-    "margins": policies.margins,
-    "calibration": policies.calibration,
-    "displacement": policies.displacement,
-    "kl": policies.kl,
-    "rewards": policies.rewards,
-    "matched_kl": policies.matched_kl,
-    "text": policies.text,
-    "cost": policies.cost,
     "power": _power,
     "seeds_needed": _seeds_needed,
-    "judges": _judges,
-    "judge_bounds": _judge_bounds,
     "judge_controls": _judge_controls,
-    "seeds": _seeds,
     "variants": _variants,
     "conditions": _conditions,
     "checks": _checks,
     "selftest": selftest_table,
 }
+BUILDERS: Mapping[str, Callable[[Row], Table]] = {**{one.name: one for one in PLAIN}, **COMPUTED}
 
 
 def build_tables(results: Row) -> dict[str, Table]:
