@@ -72,27 +72,31 @@ def make_folder(path: Path) -> None:
 
 
 def write_sealed(path: Path, data: bytes) -> None:
-    """``write_bytes`` of ``data`` behind a line with its SHA-256, for ``read_sealed``.
+    """``write_bytes`` of ``data`` behind a line with the SHA-256 of it and the file's name, for ``read_sealed``.
 
     Raises:
         MachineError: As ``write_bytes``.
     """
-    write_bytes(path, hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+    write_bytes(path, _seal(path, data) + b"\n" + data)
 
 
 def read_sealed(path: Path) -> bytes:
     """What ``write_sealed`` was given.
 
     Raises:
-        DamagedError: If the file is missing or has other bytes than were written.
+        DamagedError: If the file is missing, or has other bytes than were written under this name.
     """
     try:
-        digest, _, data = path.read_bytes().partition(b"\n")
+        seal, _, data = path.read_bytes().partition(b"\n")
     except OSError as problem:
         raise DamagedError(f"{path}: {problem.strerror}") from None
-    if hashlib.sha256(data).hexdigest().encode() != digest:
+    if seal != _seal(path, data):
         raise DamagedError(f"{path} has other bytes than were written")
     return data
+
+
+def _seal(path: Path, data: bytes) -> bytes:
+    return hashlib.sha256(path.name.encode() + b"\n" + data).hexdigest().encode()
 
 
 def fill_folder(path: Path, fill: Callable[[Path], None], *, manifest: bool = False) -> None:
@@ -103,7 +107,7 @@ def fill_folder(path: Path, fill: Callable[[Path], None], *, manifest: bool = Fa
     Args:
         path: The folder to make.
         fill: Called with an empty temporary folder; what it writes there is synced and becomes ``path``.
-        manifest: Whether to add a manifest of its files, for ``check_folder``.
+        manifest: Whether to add a manifest of its name and its files, for ``check_folder``.
 
     Raises:
         MachineError: If the system refuses; then ``path`` is as it was, or gone if the very last step failed.
@@ -119,7 +123,7 @@ def fill_folder(path: Path, fill: Callable[[Path], None], *, manifest: bool = Fa
             if manifest:
                 names = [file.relative_to(temporary).as_posix() for file in temporary.rglob("*") if file.is_file()]
                 entries = {name: _entry(temporary / name) for name in names}
-                (temporary / MANIFEST).write_bytes(_manifest(entries))
+                (temporary / MANIFEST).write_bytes(_manifest(entries, name=path.name))
             for file in sorted(temporary.rglob("*")):
                 if file.is_file():
                     file.chmod(_permissions(path / file.name))
@@ -172,13 +176,15 @@ def read_folder(path: Path) -> dict[str, bytes]:
 
 
 def check_folder(path: Path) -> None:
-    """Check every size and SHA-256 of a folder with a manifest without keeping its files in memory.
+    """Check name, sizes and SHA-256 of a folder that ``fill_folder`` made, without keeping its files in memory.
 
     Raises:
-        DamagedError: As ``read_folder``, and if there is a file that the manifest does not name, since a library may
-            read it.
+        DamagedError: As ``read_folder``, and if the folder had another name, or has a file that the manifest does not
+            name, since a library may read it.
     """
     listed = _listed(path)
+    if (name := json.loads((path / MANIFEST).read_bytes()).get("name")) != path.name:
+        raise DamagedError(f"{path} was written as {name}")
     for name, wanted in listed.items():
         try:
             entry = _entry(path / name)
@@ -210,8 +216,8 @@ def _entry(path: Path) -> dict[str, Any]:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _manifest(entries: Mapping[str, Mapping[str, Any]]) -> bytes:
-    return json.dumps({"files": entries}, indent=1, sort_keys=True).encode()
+def _manifest(entries: Mapping[str, Mapping[str, Any]], **facts: str) -> bytes:
+    return json.dumps({**facts, "files": entries}, indent=1, sort_keys=True).encode()
 
 
 def _call(fill: Callable[[Path], None], folder: Path) -> None:

@@ -21,8 +21,9 @@ import transformers
 from torch import Tensor, nn
 
 from prefopt.config import EMBEDDED_MODEL
-from prefopt.durable import fill_folder
+from prefopt.durable import MANIFEST
 from prefopt.errors import MachineError, PrefoptError
+from prefopt.kept import kept_folder
 from prefopt.packing import ATTENTION, PackedRows, Row, UnsupportedAttention, pack, use_layout
 from prefopt.places import cache_dir
 from prefopt.results import digest, sha256_file
@@ -263,10 +264,11 @@ def _embedded_file() -> Path:
 
 
 def _convert_gguf(path: Path) -> Path:
-    """The folder of the converted model, made if it is not there."""
-    target = cache_dir() / "models" / sha256_file(path)[:16]
-    if (target / "model.safetensors").is_file():
-        return target
+    """The folder of the converted model, made if it is not there or damaged."""
+    return kept_folder(cache_dir() / "models" / sha256_file(path)[:16], lambda folder: _convert(path, folder))
+
+
+def _convert(path: Path, target: Path) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise MachineError(f"reading {path.name} needs the package gguf: pip install gguf")
     options: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
@@ -281,24 +283,19 @@ def _convert_gguf(path: Path) -> Path:
     values.pop("quantization_config", None)  # the weights are plain ones now, and saving would refuse
     plain = type(model)(type(model.config)(**values))
     plain.load_state_dict(model.state_dict())
-    save_folder(target, plain.to(torch.bfloat16), tokenizer)
-    return target
+    save_model(target, plain.to(torch.bfloat16), tokenizer)
 
 
-def save_folder(target: Path, model: Any, tokenizer: Any) -> None:
-    """Write a model folder so that it is either there whole or not at all."""
-
-    def fill(folder: Path) -> None:
-        model.save_pretrained(folder, max_shard_size="1000GB")
-        tokenizer.save_pretrained(folder)
-
-    fill_folder(target, fill)
+def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
+    """Write weights, configuration and tokenizer into a folder that is being made."""
+    model.save_pretrained(folder, max_shard_size="1000GB")
+    tokenizer.save_pretrained(folder)
 
 
 def _weights_hash(folder: str) -> str:
     """Hash of a model folder's weights and configuration."""
     total = hashlib.sha256()
     for path in sorted(Path(folder).iterdir()):
-        if path.suffix in (".safetensors", ".json", ".jinja"):
+        if path.suffix in (".safetensors", ".json", ".jinja") and path.name != MANIFEST:
             total.update(f"{path.name} {sha256_file(path)}\n".encode())
     return total.hexdigest()[:16]

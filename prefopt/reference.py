@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from prefopt.config import Config, Sft
+from prefopt.kept import kept_folder
 from prefopt.lora import AdapterBank
-from prefopt.model import Base, load_base, save_folder
+from prefopt.model import Base, load_base, save_model
 from prefopt.packing import Row, pack, use_layout
 from prefopt.results import digest
 from prefopt.scoring import scored_logps
@@ -40,10 +41,12 @@ def load_reference(
     base = load_base(settings.name, dtype=settings.dtype, device=device)
     lora = config.lora.model_dump()
     key = digest([base.hash, config.sft.model_dump(), config.sft_steps, lora, task.fingerprint, device.type])
-    folder = cache / "references" / key
-    if not (folder / "model.safetensors").is_file():
+
+    def make(folder: Path) -> None:
         _fine_tune(base, task, config, progress)
-        save_folder(folder, base.model, base.tokenizer)
+        save_model(folder, base.model, base.tokenizer)
+
+    folder = kept_folder(cache / "references" / key, make)
     made = load_base(str(folder), dtype=settings.dtype, quantization=settings.quantization, device=device)
     return replace(made, revision=base.revision)
 

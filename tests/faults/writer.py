@@ -128,7 +128,7 @@ def _fill_in_place(path: Path, fill: Callable[[Path], None], *, manifest: bool =
     fill(path)
     if manifest:
         entries = {str(file.relative_to(path)): durable._entry(file) for file in path.rglob("*") if file.is_file()}
-        (path / durable.MANIFEST).write_bytes(durable._manifest(entries))
+        (path / durable.MANIFEST).write_bytes(durable._manifest(entries, name=path.name))
     for file in path.rglob("*"):
         durable._sync(file)
     durable._sync_folder(path.parent)
