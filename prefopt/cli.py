@@ -94,7 +94,7 @@ def compare(
             from prefopt.plan import plan
 
             lines = plan(chosen, progress=console)
-            print("\n".join(f"{key:24} {value}" for key, value in lines.items()) if not as_json else _json(lines))
+            print("\n".join(f"{key:28} {value}" for key, value in lines.items()) if not as_json else _json(lines))
             return
         with stopping.listen(), locks.hold(results / chosen.name, wait=wait, say=console.say) as lock:
             if in_process:
@@ -151,6 +151,8 @@ def judge(
     api_key_env: Annotated[str, typer.Option(help="Environment variable of its key.")] = "OPENAI_API_KEY",
     max_calls: Annotated[int | None, typer.Option(min=1, help="Requests at most, retries among them.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=64, help="Requests under way at once.")] = 4,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of a reply; models that reason need thousands.")] = 512,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one reply.")] = 120.0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda, for local models.")] = "auto",
     questions: Annotated[Path | None, typer.Option(help="Write what is to be judged as JSONL, and stop.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print calls and tokens, and stop.")] = False,
@@ -169,7 +171,9 @@ def judge(
             prompts=prompts,
             base_url=base_url,
             key_variable=api_key_env,
-            limits=Limits(max_calls=max_calls, concurrency=concurrency),
+            limits=Limits(
+                max_calls=max_calls, concurrency=concurrency, max_tokens=max_tokens, read_s=timeout, total_s=timeout
+            ),
             device=device,
             questions_file=questions,
             dry_run=dry_run,

@@ -16,10 +16,12 @@ from prefopt.fit import Fit, fit, wait
 from prefopt.lora import AdapterBank
 from prefopt.materials import OwnPairs, Progress, own_pairs, read_pairs
 from prefopt.model import Base, load_base, pick_device
+from prefopt.pairs import encode
+from prefopt.places import cache_dir
 from prefopt.sampling import Sample, rows_per_batch, sample
 from prefopt.step import Batch, Run, make_optimizer, train_step
+from prefopt.tasks import Task, load_task
 
-PROMPT_TOKENS = 6  # of a task's prompts, about
 PROBE_STEPS = 3
 DECODE_STEPS = 3
 
@@ -27,15 +29,17 @@ DECODE_STEPS = 3
 def plan(config: Config, *, progress: Progress) -> dict[str, Any]:
     """Runs, steps, tokens, and estimates of memory (GiB) and time (s), by quantity.
 
-    Trains one variant for a few steps and decodes one batch for a few tokens; nothing is written but the cache of the
-    converted model.
+    Trains one variant for a few steps, decodes one batch for a few tokens and scores it; nothing is written but the
+    caches of the task and of the converted model.
     """
     device = pick_device(config.device)
     own = read_pairs(config, progress) if config.data.source else None
     model = config.model
+    progress.stage("reading the task", 0, 1)
+    task = load_task(config.task.name, cache=cache_dir() / "tasks")
     progress.stage("loading the model", 0, 1)
     base = load_base(model.name, dtype=model.dtype, quantization=model.quantization, device=device)
-    pairs, prompts = _pairs(config, own, base, progress)
+    pairs, prompts = _pairs(config, own, task, base, progress)
     lora, train = config.lora, config.train
     n_variants, n_seeds = len(config.variants), len(config.seeds)
     bank = AdapterBank(
@@ -80,23 +84,28 @@ def plan(config: Config, *, progress: Progress) -> dict[str, Any]:
 
 
 def _pairs(
-    config: Config, own: OwnPairs | None, base: Base, progress: Progress
+    config: Config, own: OwnPairs | None, task: Task, base: Base, progress: Progress
 ) -> tuple[list[TokenPair], list[tuple[int, ...]]]:
-    """The pairs and evaluation prompts of the user's data, or random ones of the task's shape."""
+    """Training pairs and evaluation prompts: the user's, or the task's prompts with random responses of full length."""
     if own is not None:
-        train, _, prompts, _ = own_pairs(config, own, base, progress)
-        return list(train), list(prompts.ids)
+        train, _, asked, _ = own_pairs(config, own, base, progress)
+        return list(train), list(asked.ids)
+    wanted = config.pairs
+    texts = task.prompts(
+        base.tokenizer,
+        train=wanted.prompts,
+        heldout=wanted.heldout_prompts,
+        evaluation=config.evaluation.prompts,
+        seed=wanted.seed,
+    )
     source = np.random.default_rng(0)
 
-    def draw(count: int) -> tuple[int, ...]:
-        return tuple(source.integers(0, base.model.config.vocab_size, count).tolist())
+    def draw() -> tuple[int, ...]:
+        return tuple(source.integers(0, base.head.shape[0], wanted.max_new_tokens).tolist())
 
-    length = config.pairs.max_new_tokens
-    pairs = [
-        TokenPair(draw(PROMPT_TOKENS), draw(length), draw(length), i, i, 1.0, 0.0, True, True)
-        for i in range(config.train.pairs_per_step)
-    ]
-    return pairs, [draw(PROMPT_TOKENS) for _ in range(config.evaluation.prompts)]
+    prompts = [encode(base, text) for text in texts.train]
+    pairs = [TokenPair(prompt, draw(), draw(), i, i, 1.0, 0.0, True, True) for i, prompt in enumerate(prompts)]
+    return pairs, [encode(base, text) for text in texts.evaluation]
 
 
 def _time_steps(config: Config, base: Base, bank: AdapterBank, pairs: list[TokenPair]) -> tuple[Fit, float, float]:
