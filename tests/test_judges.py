@@ -46,7 +46,7 @@ def run(folder, judge, cache, **options):
         ("A", 1.0), (" b ", None), ("B.", 0.0), ("[[A]]", 1.0), ("C", 0.5), ('{"verdict": "B"}', 0.0), ('"A"', 1.0),
         ("A and B", None), ("[[C]]", 0.5), ("[[D]]", None), ("I think A is better", None), ("A\nB", None), ("", None),
         ('{"verdict": "A"} because', None), ('{"verdict": "A", "why": "x"}', None), ('{"verdict": ["A"]}', None),
-        ("A B", None), ("[[A]] [[B]]", None), ("{", None),
+        ("A B", None), ("[[A]] [[B]]", None), ("{", None), ("<think>\nA? no.\n</think>\n\nB", 0.0), ("<think>A", None),
     ],
 )  # fmt: skip
 def test_replies_are_read_strictly(reply: str, first: float | None) -> None:

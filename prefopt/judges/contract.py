@@ -104,6 +104,7 @@ STRICTER = "\n\nYour last answer could not be read. Write one character only: A,
 TEMPLATE_HASH = digest([TEMPLATE, STRICTER])
 
 _REPLY = re.compile(r"(?:\[\[([ABC])\]\]|[\"'(\[]?([ABC])[\"')\]]?[.:]?)")
+_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _POINTS = {"A": 1.0, "B": 0.0, "C": 0.5}
 
 
@@ -127,9 +128,10 @@ def parse_reply(reply: str) -> float | None:
     """How far the first response wins by a reply, or None where the reply is not one plain verdict.
 
     A letter by itself, in brackets or quotes, or as the only value of a JSON object ``{"verdict": "A"}``. Prose, two
-    verdicts, or a letter among other words are not guessed at.
+    verdicts, or a letter among other words are not guessed at. What a model thought aloud first, between ``<think>``
+    marks, is no part of its reply.
     """
-    text = reply.strip()
+    text = _THOUGHT.sub("", reply).strip()
     if text.startswith("{"):
         try:
             value = json.loads(text)

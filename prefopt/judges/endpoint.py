@@ -43,7 +43,7 @@ class Limits:
     concurrency: int = 4
     retries: int = 5
     connect_s: float = 10.0
-    read_s: float = 60.0
+    read_s: float = 120.0
     total_s: float = 120.0
     max_tokens: int = 512
 
