@@ -315,7 +315,7 @@ class World:
             "name": name,
             "prefopt_version": "0.1.0",
             "created": "2026-01-02T03:04:05Z",
-            "command": f"prefopt compare --name {name}",
+            "command": ["prefopt", "compare", "--name", name, "--losses", "dpo,simpo[beta=2.5]"],
             "commit": "0123456789abcdef0123456789abcdef01234567",
             "config": {"name": name, "train": {"learning_rate": 5e-4, "steps": STEPS, "pairs_per_step": 8}},
             "seeds": list(range(self.seeds)),

@@ -201,6 +201,12 @@ def test_failed_runs_are_shown_with_their_reason_and_not_ranked(tmp_path: Path) 
     assert "<img" not in re.sub(r"`[^`]*`", "", (tmp_path / "report.md").read_text(encoding="utf-8")).replace("\\<", "")
 
 
+def test_the_command_can_be_pasted(folder: Path) -> None:
+    line = f"prefopt compare --name {folder.name} --losses 'dpo,simpo[beta=2.5]'"
+    assert f"Run it again: `{line}`" in (folder / "report.md").read_text(encoding="utf-8")
+    assert line.replace("'", "&#39;") in (folder / "report.html").read_text(encoding="utf-8")
+
+
 def test_what_the_manifest_says_about_determinism_is_shown(tmp_path: Path) -> None:
     World(seeds=2, prompts=4, pairs=6, manifest={"determinism": {"tier": "A", "probe": "verified"}}).write(tmp_path)
     assert "probe verified · tier A" in build(tmp_path).read_text(encoding="utf-8")

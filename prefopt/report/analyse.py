@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -118,6 +119,7 @@ def _judged(comparison: Comparison, cells: Cells, judge: str | None, names: Sequ
 def _setup(comparison: Comparison, judge: str | None) -> Row:
     manifest = comparison.manifest
     scores = comparison.scores
+    command = manifest.get("command", "")
     samples = int(scores.groupby(["variant", "seed", "prompt_id"]).size().max()) if len(scores) else 0
     return {
         "judge": judge,
@@ -128,7 +130,7 @@ def _setup(comparison: Comparison, judge: str | None) -> Row:
         "device": manifest.get("device", {}),
         "packages": manifest.get("packages", {}),
         "hashes": manifest.get("hashes", {}),
-        "command": manifest.get("command", ""),
+        "command": command if isinstance(command, str) else shlex.join(map(str, command)),
         "commit": manifest.get("commit"),
         "version": manifest.get("prefopt_version", "?"),
         "determinism": _described(manifest.get("determinism")),
