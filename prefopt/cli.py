@@ -15,7 +15,9 @@ from typing import Annotated, Any
 
 import typer
 
-from prefopt.console import Console, Style, visible
+from prefopt import commands
+from prefopt.commands import AsJson, Quiet, as_text, style
+from prefopt.console import Console, visible
 from prefopt.errors import IncompleteError, PrefoptError, UsageError
 from prefopt.redact import without_secrets
 from prefopt.results import REFERENCE
@@ -36,9 +38,7 @@ Losses = Annotated[str | None, typer.Option(help="Such as dpo,simpo[beta=2.5], o
 Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="A .py file or package that registers losses.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Such as train.learning_rate=1e-5.")]
 Results = Annotated[Path, typer.Option(help="The folder of all comparisons.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show nothing but errors.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait for another process that uses the folder.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
 @app.command()
@@ -89,12 +89,12 @@ def compare(
     from prefopt.report import build
 
     words = ["prefopt", *sys.argv[1:]]
-    with Console(_style(quiet, as_json)) as console:
+    with Console(style(quiet, as_json)) as console:
         if dry_run:
             from prefopt.plan import plan
 
             lines = plan(chosen, progress=console)
-            print("\n".join(f"{key:28} {value}" for key, value in lines.items()) if not as_json else _json(lines))
+            print("\n".join(f"{key:28} {value}" for key, value in lines.items()) if not as_json else as_text(lines))
             return
         with stopping.listen(), locks.hold(results / chosen.name, wait=wait, say=console.say) as lock:
             if in_process:
@@ -113,7 +113,7 @@ def compare(
     outcomes = module.check(folder, asserted) if asserted else []
     for outcome in outcomes:
         if outcome.holds and not quiet:
-            print(_json({"claim": outcome.claim.text, "holds": True}) if as_json else outcome.sentence)
+            print(as_text({"claim": outcome.claim.text, "holds": True}) if as_json else outcome.sentence)
     module.require(outcomes)
     if unfinished:
         raise IncompleteError(_unfinished(unfinished))
@@ -141,95 +141,9 @@ def report(folder: Annotated[Path, typer.Argument(help="Such as results/imdb.")]
     print(page)
 
 
-@app.command()
-def judge(
-    folder: Annotated[Path, typer.Argument(help="Such as results/imdb.")],
-    by: Annotated[str, typer.Option("--judge", help="oracle, rm:MODEL, lm:MODEL, openai:MODEL or file:PATH.")],
-    pairs: Annotated[str, typer.Option(help="reference, or all.")] = "reference",
-    prompts: Annotated[int | None, typer.Option(min=2, help="Only the first so many prompts.")] = None,
-    base_url: Annotated[str, typer.Option(help="Of an OpenAI-compatible server, up to and with /v1.")] = "",
-    api_key_env: Annotated[str, typer.Option(help="Environment variable of its key.")] = "OPENAI_API_KEY",
-    max_calls: Annotated[int | None, typer.Option(min=1, help="Requests at most, retries among them.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=64, help="Requests under way at once.")] = 4,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of a reply; models that reason need thousands.")] = 512,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one reply.")] = 120.0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda, for local models.")] = "auto",
-    questions: Annotated[Path | None, typer.Option(help="Write what is to be judged as JSONL, and stop.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print calls and tokens, and stop.")] = False,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-) -> None:
-    """Judge a comparison's samples, again or by another judge, without training anything again."""
-    from prefopt.judges import Limits
-    from prefopt.judging import run
-
-    with Console(_style(quiet, as_json)) as console:
-        found = run(
-            folder,
-            by,
-            pairs=pairs,
-            prompts=prompts,
-            base_url=base_url,
-            key_variable=api_key_env,
-            limits=Limits(
-                max_calls=max_calls, concurrency=concurrency, max_tokens=max_tokens, read_s=timeout, total_s=timeout
-            ),
-            device=device,
-            questions_file=questions,
-            dry_run=dry_run,
-            progress=console,
-        )
-    print(_json(found) if as_json else "\n".join(f"{key:24} {value}" for key, value in found.items()))
-    if found.get("problems"):
-        raise IncompleteError(f"judge {found['judge']}: " + "; ".join(found["problems"]))
-
-
-@app.command()
-def power(
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of the comparison.")] = 5,
-    prompts: Annotated[int, typer.Option(min=2, help="Evaluation prompts.")] = 256,
-    source: Annotated[Path | None, typer.Option("--from", help="Measure variances in a results folder.")] = None,
-    seed_sd: Annotated[float, typer.Option(min=0, help="Assumed, of win rates over seeds.")] = 0.025,
-    prompt_sd: Annotated[float, typer.Option(min=0, help="Assumed, of win rates over prompts.")] = 0.15,
-    cell_sd: Annotated[float, typer.Option(min=0, help="Assumed, of one judgement in all.")] = 0.5,
-    tests: Annotated[int, typer.Option(min=1, help="Comparisons in the family, for Holm's correction.")] = 1,
-    as_json: AsJson = False,
-) -> None:
-    """Say what a comparison of that size could see, and how many seeds or prompts a difference needs."""
-    from prefopt import power as module
-    from prefopt import stats
-
-    if source is not None:
-        components, origin = module.measured(source)
-    else:
-        try:
-            components, origin = stats.Components.assumed(seed_sd=seed_sd, prompt_sd=prompt_sd, cell_sd=cell_sd), {}
-        except ValueError as problem:
-            raise UsageError(f"prefopt power: {problem}") from None
-    found = {**origin, **module.answer(components, seeds=seeds, prompts=prompts, tests=tests)}
-    print(_json(found) if as_json else module.as_text(found))
-
-
-@app.command()
-def selftest(
-    level: Annotated[int | None, typer.Option(min=0, max=1, help="0 statistics, 1 training; both without it.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Another one gives another simulation.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="A results folder whose report shows it, or a JSON file.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Put questions with known answers to the code that makes the report."""
-    from prefopt import selftest as module
-
-    levels = (0, 1) if level is None else (level,)
-    controls = module.run_levels(levels, seed=seed)
-    if out is not None:
-        import prefopt
-
-        module.write(out, controls, levels=levels, seed=seed, version=prefopt.__version__)
-    print(_json([control.as_dict() for control in controls]) if as_json else module.as_text(controls))
-    failed = [control.name for control in controls if not control.passed]
-    if failed:
-        raise PrefoptError(f"{len(failed)} of {len(controls)} controls fail: {', '.join(failed)}")
+app.command()(commands.judge)
+app.command()(commands.power)
+app.command()(commands.selftest)
 
 
 @app.command()
@@ -248,7 +162,7 @@ def losses(
     if name is not None:
         print(catalogue.describe(name))
     elif as_json:
-        print(_json(catalogue.catalogue_rows()))
+        print(as_text(catalogue.catalogue_rows()))
     else:
         print(catalogue.text_table())
 
@@ -259,7 +173,7 @@ def doctor(as_json: AsJson = False) -> None:
     from prefopt import doctor as module
 
     rows = module.report_rows()
-    print(_json(rows) if as_json else module.text_table(rows))
+    print(as_text(rows) if as_json else module.text_table(rows))
 
 
 @app.command()
@@ -285,7 +199,7 @@ def pairs(
 
     if chosen.task.name == "data":
         raise UsageError("prefopt pairs needs a task with a gold reward, such as imdb")
-    with Console(_style(quiet, False)) as console:
+    with Console(style(quiet, False)) as console:
         materials = prepare(chosen, pick_device(chosen.device), console)
         some = (materials.heldout if heldout else materials.train).pairs
         write_jsonl(out, as_rows(materials.base, some))
@@ -323,17 +237,7 @@ def info(as_json: AsJson = False) -> None:
     for folder in sorted(path for path in cache.glob("*") if path.is_dir()):
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         facts[f"cache {folder.name}, MB"] = round(size / 1e6, 1)
-    print(_json(facts) if as_json else "\n".join(f"{key:24} {value}" for key, value in facts.items()))
-
-
-def _style(quiet: bool, as_json: bool) -> Style:
-    return "quiet" if quiet else "json" if as_json else "auto"
-
-
-def _json(value: Any) -> str:
-    import json
-
-    return json.dumps(value, indent=1, allow_nan=False)
+    print(as_text(facts) if as_json else "\n".join(f"{key:24} {value}" for key, value in facts.items()))
 
 
 def main() -> None:

@@ -19,10 +19,11 @@ from prefopt.results import digest
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scikit-learn", "safetensors", "bitsandbytes")
 # What runs after training, on files alone, and cannot change a run.
 _READERS = {
-    "__main__.py", "catalogue.py", "claims.py", "cli.py", "console.py", "doctor.py", "examples.py", "judges",
-    "judging.py", "locks.py", "plan.py", "report", "selftest", "stats", "stopping.py", "supervise.py", "testing.py",
-    "testing_fields.py", "trl_peer.py", "worker.py",
+    "__main__.py", "catalogue.py", "claims.py", "cli.py", "commands.py", "console.py", "doctor.py", "examples.py",
+    "judges", "judging.py", "locks.py", "places.py", "plan.py", "power.py", "report", "selftest", "stats",
+    "stopping.py", "supervise.py", "testing.py", "testing_fields.py", "trl_peer.py", "worker.py",
 }  # fmt: skip
+_NOT_ONLY_READERS = {"stats/texts.py"}  # describes a run's samples when they are drawn
 
 
 def packages() -> dict[str, str]:
@@ -56,8 +57,9 @@ def _cpu_model() -> str:
 def code_files() -> dict[str, str]:
     """Hashes of this package's sources that decide what a run computes, by path inside the package; read once."""
     root = Path(__file__).parent
-    paths = [path for path in sorted(root.rglob("*.py")) if path.relative_to(root).parts[0] not in _READERS]
-    return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths}
+    paths = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*.py"))}
+    kept = [name for name in paths if name.split("/")[0] not in _READERS or name in _NOT_ONLY_READERS]
+    return {name: hashlib.sha256(paths[name].read_bytes()).hexdigest()[:16] for name in kept}
 
 
 def code_hash() -> str:

@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from prefopt import stats
 from prefopt.config import Evaluation
 from prefopt.harness import PairSet, heldout_logps
 from prefopt.head import chunks
@@ -25,6 +24,7 @@ from prefopt.packing import PackedRows, Row, pack, use_layout
 from prefopt.results import JUDGEMENT_COLUMNS, PAIR_COLUMNS, REFERENCE, SCORE_COLUMNS
 from prefopt.sampling import Sample, sample
 from prefopt.scoring import RESPONSES_PER_ROW, batches_of_rows, sum_by_response
+from prefopt.stats.texts import compression_ratio, distinct_n
 from prefopt.step import Run
 from prefopt.tasks import Task
 
@@ -153,8 +153,8 @@ def _divergence(base: Base, policy: Tensor, reference: Tensor, targets: Tensor) 
 
 def diversity(tokens: Sequence[Sequence[int]], texts: Sequence[str]) -> dict[str, float]:
     """Distinct unigrams and bigrams over a fixed number of tokens, and how many times smaller the text compresses."""
-    distinct = {f"distinct{n}": stats.distinct_n(tokens, n, budget=DIVERSITY_TOKENS) for n in (1, 2)}
-    return {**distinct, "compression": stats.compression_ratio(texts)}
+    distinct = {f"distinct{n}": distinct_n(tokens, n, budget=DIVERSITY_TOKENS) for n in (1, 2)}
+    return {**distinct, "compression": compression_ratio(texts)}
 
 
 def heldout_frame(base: Base, bank: AdapterBank, run: Run, pairs: PairSet, *, seed: int) -> pd.DataFrame:

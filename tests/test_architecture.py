@@ -15,12 +15,26 @@ PACKAGE = Path(prefopt.__file__).parent
 
 ANY = frozenset({"*"})
 LOW = {"durable", "errors", "places", "kept", "redact", "results", "seeding"}
-MODEL = {*LOW, "config", "interface", "data", "flash", "packing", "head", "lora", "model", "scoring", "signals", "vetting"}
+MODEL = {
+    *LOW,
+    "config",
+    "interface",
+    "data",
+    "flash",
+    "packing",
+    "head",
+    "lora",
+    "model",
+    "scoring",
+    "signals",
+    "vetting",
+}
 TRAIN = {*MODEL, "step", "fit", "harness", "tasks", "sampling", "pairs", "reference", "evaluate"}
 ALLOWED: dict[str, frozenset[str] | set[str]] = {
     "__init__": {"interface", "registry", "losses"},
     "__main__": {"cli"},
     "cli": ANY,
+    "commands": {"__init__", "console", "errors", "judges", "judging", "power", "selftest", "stats"},
     "errors": set(),
     "redact": set(),
     "interface": {"errors"},
