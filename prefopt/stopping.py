@@ -21,9 +21,9 @@ class Stopped(BaseException):
         exit_code: 128 + the signal's number.
     """
 
-    def __init__(self, number: int, where: str = "") -> None:
-        self.exit_code = 128 + number
-        super().__init__(f"stopped by {signal.Signals(number).name}{' ' + where if where else ''}; {_AGAIN}")
+    def __init__(self, number: int, where: str = "", *, said: str = "") -> None:
+        self.number, self.exit_code = number, 128 + number
+        super().__init__(said or f"stopped by {signal.Signals(number).name}{' ' + where if where else ''}; {_AGAIN}")
 
 
 class Stop:

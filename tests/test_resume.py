@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from test_harness import CONFIG, pair_set, scored
-from test_runner import arguments
+from test_runner import arguments, files
 from test_runner import run as prefopt_run
 
 from prefopt import loss_names, make_loss
@@ -252,7 +252,7 @@ def test_anything_else_that_differs_is_refused_by_name(
     words = arguments(tmp_path, tiny_folder("llama"), "--losses", "noop", "--seeds", "0", "--quiet")
     assert prefopt_run(monkeypatch, words) == 0, capsys.readouterr().err
     root = tmp_path / "results" / "mine"
-    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    before = files(root)
     for where, value, said in REFUSED.values():
         with monkeypatch.context() as patch:
             patch.setattr(where, lambda *_, value=value: value)
@@ -264,5 +264,5 @@ def test_anything_else_that_differs_is_refused_by_name(
     data.write_text(data.read_text().replace("cat", "bat"), encoding="utf-8")
     assert prefopt_run(monkeypatch, words) == 2
     assert "data file.source" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+    assert files(root) == before
     assert prefopt_run(monkeypatch, [*words, "--name", "other"]) == 0
