@@ -6,6 +6,8 @@ import io
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +83,18 @@ def test_no_secret_in_any_byte_that_comes_out(command: Command, tiny_folder: Cal
     assert "~/pairs.jsonl" in manifest["command"]
     # The folder is the same one from another place of the same home.
     assert command(*words, "--results", str(home / "results")).status == 0
+
+
+def test_the_working_process_gets_the_paths_that_were_typed(command: Command, tiny_folder) -> None:
+    """What is published has ~ for the home folder; what is opened must not."""
+    shutil.copytree(tiny_folder("llama"), command.root / "models" / "mine")
+    words = compare(command.root / "models" / "mine", "--name", "mine", data=str(command.root / "pairs.jsonl"))
+    words.remove("--in-process")
+    done = subprocess.run([sys.executable, "-m", "prefopt", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    manifest = ResultsFolder(command.root / "results" / "mine").manifest()
+    assert manifest["config"]["data"]["source"] == "~/pairs.jsonl"
+    assert hits(command.root / "results", [*SECRETS.values(), str(command.root)]) == []
 
 
 URL = "https://alice:swordfish-swordfish@host/x"
