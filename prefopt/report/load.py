@@ -87,6 +87,7 @@ def load(root: Path) -> Comparison:
     """
     folder = results.ResultsFolder(root)
     manifest = folder.manifest()
+    folder.check("prompts.parquet", lacking=True)  # published without its text
     written = folder.runs()
     runs = {key: run for key, run in written.items() if key[0] != results.REFERENCE}
     planned = [str(entry["variant"]) for entry in manifest.get("variants", [])]
