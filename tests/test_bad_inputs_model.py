@@ -172,22 +172,17 @@ def test_damaged_gguf_is_one_line(command: Command) -> None:
     command.refused(compare("x.gguf"), status=6, said=("model x.gguf: cannot be read as GGUF: ",))
 
 
-@pytest.mark.parametrize("kind", ["code that is not needed", "no pad token", "no chat template"])
-def test_m05_models_that_are_used_all_the_same(kind: str, command: Command, model: Path) -> None:
-    if kind == "code that is not needed":
-        edit(model / "config.json", auto_map={"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"})
-        (model / "evil.py").write_text(EVIL)
-    elif kind == "no pad token":
-        edit(model / "tokenizer_config.json", pad_token=None)
-        edit(model / "config.json", pad_token_id=None)
-    else:
-        (model / "chat_template.jinja").unlink()
+def test_m05_models_that_are_used_all_the_same(command: Command, model: Path) -> None:
+    """With code that is not needed, without a pad token, and without a chat template as long as there are no chats."""
+    edit(model / "config.json", auto_map={"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}, pad_token_id=None)
+    edit(model / "tokenizer_config.json", pad_token=None)
+    (model / "evil.py").write_text(EVIL)
+    (model / "chat_template.jinja").unlink()
     done = command(*compare("model", "--name", "mine"))
     assert done.status == 0, done.err
     assert not (command.root / "executed").exists()
-    if kind == "no chat template":
-        (command.root / "pairs.jsonl").write_bytes(jsonl(CHATS))
-        command.refused(compare("model"), status=2, said=("the tokenizer has no chat template", "give prompt, chosen"))
+    (command.root / "pairs.jsonl").write_bytes(jsonl(CHATS))
+    command.refused(compare("model"), status=2, said=("the tokenizer has no chat template", "give prompt, chosen"))
 
 
 TEMPLATES = {
