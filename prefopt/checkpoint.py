@@ -22,7 +22,7 @@ from torch import Tensor
 from prefopt import durable
 from prefopt.config import Train
 from prefopt.lora import AdapterBank
-from prefopt.step import Run, make_optimizer
+from prefopt.step import Run, with_optimizer
 
 STATE, FACTS = "state.safetensors", "state.json"
 KEPT = 2
@@ -97,9 +97,8 @@ class Checkpoints:
         tensors, facts = self.found[step]
         device = bank.params.device
         bank.params[run.slot] = tensors["adapter"].to(device)
-        rows = slice(run.slot, run.slot + 1)
-        run.optimizer = make_optimizer(config.optimizer, bank.params[rows], bank.grads[rows], config)
-        restore_optimizer(run.optimizer, tensors, facts["optimizer"])
+        run.optimizer = None
+        restore_optimizer(with_optimizer(run, bank, config), tensors, facts["optimizer"])
         run.running = tensors["running"].to(device) if "running" in tensors else None
         run.step, run.history = step, [dict(row) for row in facts["history"]]
         for name in _COUNTERS:

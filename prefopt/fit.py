@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from prefopt.lora import AdapterBank
 from prefopt.model import Base
 from prefopt.packing import pack, use_layout
 from prefopt.scoring import pair_rows, response_logps
-from prefopt.step import Batch, Run, make_optimizer, train_step
+from prefopt.step import Batch, Run, train_step, with_optimizer
 
 MEMORY_SHARE = 0.7  # of what is free, for activations: the rest is for what the allocator wastes
 MAX_TOKENS = 32768  # of one pass: beyond it a device is busy, and more would only cost memory
@@ -155,7 +154,7 @@ def fastest_stack(
     widths = [w for w in (1, 2, 4, 8, 16, 32, 64) if w < min(widest, len(runs))] + [min(widest, len(runs))]
     some = list(pairs[: config.pairs_per_step])
     for width in widths:
-        seconds = _seconds(base, bank, runs[:width], some, config) / width
+        seconds = step_seconds(base, bank, runs[:width], some, config) / width
         if seconds > best_seconds * (1 - MIN_GAIN):
             break
         best, best_seconds = width, seconds
@@ -163,12 +162,11 @@ def fastest_stack(
     return best
 
 
-def _seconds(base: Base, bank: AdapterBank, runs: Sequence[Run], pairs: list[TokenPair], config: Train) -> float:
-    """Seconds of one stacked step, the fastest of three; the runs' own state is not touched."""
-    mine: list[Any] = [Run(run.variant, run.loss, run.learning_rate, run.slot) for run in runs]
+def step_seconds(base: Base, bank: AdapterBank, runs: Sequence[Run], pairs: list[TokenPair], config: Train) -> float:
+    """Seconds of one stacked step, the fastest of three; the bank is trained, the runs' own state is not touched."""
+    mine = [Run(run.variant, run.loss, run.learning_rate, run.slot) for run in runs]
     for run in mine:
-        rows = slice(run.slot, run.slot + 1)
-        run.optimizer = make_optimizer(config.optimizer, bank.params[rows], bank.grads[rows], config)
+        with_optimizer(run, bank, config)
     times = []
     for step in range(3):
         batch = Batch(base, bank, pairs, np.zeros((2, len(pairs)), dtype=np.float32), config, 0, step)

@@ -32,7 +32,7 @@ from prefopt.model import Base
 from prefopt.packing import use_layout
 from prefopt.scoring import Reference, score_rows, unique_responses
 from prefopt.signals import Needs, concatenate, forward, mismatched_logratios, pair_logps, prepare
-from prefopt.step import METRICS, MICROBATCH_TOKENS, Batch, Run, collect, make_optimizer, summary, train_step
+from prefopt.step import METRICS, MICROBATCH_TOKENS, Batch, Run, collect, summary, train_step, with_optimizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,7 @@ def train_group(
     order = pair_order(len(train.pairs), seed=seed, steps=config.steps, pairs_per_step=config.pairs_per_step)
     width = config.stack if config.stack != "auto" else 1
     for run in runs:
-        rows = slice(run.slot, run.slot + 1)
-        run.optimizer = run.optimizer or make_optimizer(config.optimizer, bank.params[rows], bank.grads[rows], config)
+        with_optimizer(run, bank, config)
     _evaluate(base, bank, [run for run in runs if run.step == 0], heldout, step=0, seed=seed)
     progress(min((run.step for run in runs), default=0), latest(runs))
     kept_at = time.monotonic()

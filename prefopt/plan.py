@@ -10,19 +10,17 @@ import numpy as np
 from prefopt import memory
 from prefopt.config import Config
 from prefopt.data import TokenPair
-from prefopt.data.order import pair_order
 from prefopt.evaluate import policy_and_reference, sampled_together
-from prefopt.fit import Fit, fit, wait
+from prefopt.fit import Fit, fit, step_seconds, wait
 from prefopt.lora import AdapterBank
 from prefopt.materials import OwnPairs, Progress, own_pairs, read_pairs
 from prefopt.model import Base, load_base, pick_device
 from prefopt.pairs import encode
 from prefopt.places import cache_dir
 from prefopt.sampling import Sample, rows_per_batch, sample
-from prefopt.step import Batch, Run, make_optimizer, train_step
+from prefopt.step import Run
 from prefopt.tasks import Task, load_task
 
-PROBE_STEPS = 3
 DECODE_STEPS = 3
 
 
@@ -115,23 +113,12 @@ def _time_steps(config: Config, base: Base, bank: AdapterBank, pairs: list[Token
         bank.initialise(run.slot, 0)
     chosen = fit(base, bank, runs, pairs, config.train)
     train = chosen.apply(config.train)
-    others = len(runs) - chosen.stack
-    runs = runs[: chosen.stack]
-    order = pair_order(len(pairs), seed=0, steps=PROBE_STEPS, pairs_per_step=train.pairs_per_step)
-    for run in runs:
-        rows = slice(run.slot, run.slot + 1)
-        run.optimizer = make_optimizer(train.optimizer, bank.params[rows], bank.grads[rows], train)
-    seconds = []
-    for step in range(PROBE_STEPS):
-        some = [pairs[i] for i in order[step]]
-        batch = Batch(base, bank, some, np.zeros((2, len(some)), dtype=np.float32), train, 0, step)
-        wait(base.device)
-        began = time.perf_counter()
-        train_step(base, bank, runs, batch, train)
-        wait(base.device)
-        seconds.append((time.perf_counter() - began) / len(runs))
+    longest = sorted(pairs, key=lambda p: -len(p.prompt_ids) - len(p.chosen_ids) - len(p.rejected_ids))
+    runs, rest = runs[: chosen.stack], len(runs) - chosen.stack
+    step_seconds(base, bank, runs, longest[: train.pairs_per_step], train)  # decides the peak of memory
+    seconds = step_seconds(base, bank, runs, pairs[: train.pairs_per_step], train) / chosen.stack
     moments = 8 if train.optimizer == "adamw" else 2  # bytes a parameter
-    return chosen, min(seconds), others * moments * bank.params.shape[1] / 2**30
+    return chosen, seconds, rest * moments * bank.params.shape[1] / 2**30
 
 
 def _probed(config: Config, bank: AdapterBank, prompts: list[tuple[int, ...]]) -> tuple[slice, list[tuple[int, ...]]]:

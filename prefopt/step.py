@@ -92,6 +92,14 @@ def make_optimizer(kind: str, values: Tensor, gradient: Tensor, config: Train) -
     return made
 
 
+def with_optimizer(run: Run, bank: AdapterBank, config: Train) -> torch.optim.Optimizer:
+    """The run's optimizer, made for its row of the bank if it has none."""
+    if run.optimizer is None:
+        rows = slice(run.slot, run.slot + 1)
+        run.optimizer = make_optimizer(config.optimizer, bank.params[rows], bank.grads[rows], config)
+    return run.optimizer
+
+
 def split_microbatches(pairs: Sequence[TokenPair], config: Train) -> list[slice]:
     """Slices of the optimizer batch; all runs of a comparison get the same."""
     if config.micro_batch == "auto":

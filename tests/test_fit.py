@@ -81,6 +81,6 @@ def test_the_widest_useful_stack_is_found_and_nothing_moves(
     assert 1 <= fastest_stack(base, bank, runs, scored(4, 0), CONFIG, widest=8) <= 8
     assert torch.equal(bank.params, before)
     cost = {1: 1.0, 2: 1.2, 4: 1.6, 8: 3.3}
-    monkeypatch.setattr(module, "_seconds", lambda base, bank, runs, pairs, config: cost[len(runs)])
+    monkeypatch.setattr(module, "step_seconds", lambda base, bank, runs, pairs, config: cost[len(runs)])
     assert fastest_stack(base, bank, runs, scored(4, 0), CONFIG, widest=8) == 4
     assert fastest_stack(base, bank, runs, scored(4, 0), CONFIG, widest=2) == 2
