@@ -12,18 +12,25 @@ from pathlib import Path
 import torch
 
 
+def give_back(device: torch.device) -> None:
+    """Return to the system what was freed and is still held, so that pieces of it do not pile up run by run."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def reset_peak(device: torch.device) -> None:
     """Give back what is free, and begin to measure the peak anew.
 
     Where the system cannot forget a process's peak (it can on Linux), ``peak_gib`` is that since the process began.
     """
-    gc.collect()
+    give_back(device)
     if device.type == "cuda":
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
