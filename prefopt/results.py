@@ -203,6 +203,8 @@ class ResultsFolder:
                 f"{path} has schema {schema}, written by prefopt {value.get('prefopt_version', '?')}; this version "
                 f"reads up to {SCHEMA}: install that one"
             )
+        if schema not in range(1, SCHEMA + 1):
+            raise UsageError(f"{path} has schema {schema!r}, which no version of prefopt wrote; move it away")
         if (expected is not None or schema != 1) and _sha256(value) != expected:  # version 1 did not seal its files
             raise UsageError(f"{path} is damaged: not as it was written; move it away and run the comparison again")
         return value
