@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,10 +44,12 @@ def judge(
     as_json: AsJson = False,
 ) -> None:
     """Judge a comparison's samples, again or by another judge, without training anything again."""
+    from prefopt import locks
     from prefopt.judges import Limits
     from prefopt.judging import run
 
-    with Console(style(quiet, as_json)) as console:
+    writes = not dry_run and questions is None
+    with Console(style(quiet, as_json)) as console, locks.hold(folder) if writes else nullcontext():
         found = run(
             folder,
             by,

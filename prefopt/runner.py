@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from prefopt import environment, identity, locks, memory, outcome
+from prefopt import determinism, environment, identity, locks, memory, outcome
 from prefopt.checkpoint import Checkpoints, common_step
 from prefopt.config import Config, Train, Variant
 from prefopt.data.order import pair_order
@@ -87,6 +87,7 @@ def work(
     for variant in config.variants:
         check_loss(variant.build(), documented=False)
     device = pick_device(config.device)
+    determinism.settle(device)
     identity.refuse_other(folder, config, device)
     if not _missing(folder, config, device, progress):
         outcome.judge(folder)
@@ -99,7 +100,11 @@ def work(
     locks.require_room(folder.root, _bytes_needed(config, materials))
     chosen = _step(folder, config, materials, progress)
     before = folder.manifest() if folder.manifest_path.is_file() else {}
-    whole = {**manifest(config, materials, chosen, command), **identity.facts(config)}
+    progress.stage("training a few steps twice, to see whether they repeat", 0, 1)
+    again = before.get("determinism") or determinism.probe(
+        materials.base, materials.bank, materials.train, materials.heldout, chosen.apply(config.train)
+    )
+    whole = {**manifest(config, materials, chosen, command), **identity.facts(config), "determinism": again}
     write_json(folder.manifest_path, seal({**whole, "created": before.get("created", whole["created"])}))
     texts = materials.prompts.texts
     frame = pd.DataFrame({"prompt_id": range(len(texts)), "prompt": texts})[list(PROMPT_COLUMNS)]
@@ -273,6 +278,7 @@ class _Group:
         some, seed = self.materials, origin.seed
         slot = some.reference_slot if run is None else run.slot
         self.progress.stage(f"{title}: sampling from {origin.variant}", 0, 1)
+        memory.give_back(some.base.device)
         began = time.perf_counter()
         drawn = self._samples(slot, seed)
         cost = {"sample_s": time.perf_counter() - began}
