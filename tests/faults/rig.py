@@ -66,7 +66,7 @@ class Rig:
     def __init__(self, place: Path) -> None:
         self.place = place
         self.model = tiny.save(place / "model", "llama")
-        self.config = self.configured()
+        self.config, self.names = self.configured(), VARIANTS
         self.same = {name: getattr(environment, name)() for name in ("packages", "code_files", "code_hash", "commit")}
         self.warm, self.first = place / "warm", place / "first"
         self.warm.mkdir()
@@ -121,7 +121,7 @@ class Rig:
     def compare(self, config: Config | None = None) -> None:
         """The comparison, as a fresh process does it."""
         durable._safe.clear()
-        runner.work(config or self.config, results=Path("results"), command=["prefopt"], progress=Silent())
+        runner.compare(config or self.config, results=Path("results"), command=["prefopt"], progress=Silent())
 
     def wrong(self, place: Path) -> str | None:
         """What differs in a place from the one that nothing disturbed, or None."""

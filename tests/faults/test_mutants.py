@@ -1,0 +1,176 @@
+"""A harness that forgets something on the way, in fourteen ways: the faults of this folder find every one of them."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import forks
+import pytest
+import writer
+from rig import Rig
+from test_comparison import FULL, killed, refused
+from test_damage import Damages
+
+from prefopt import checkpoint, durable, outcome, results, runner
+from prefopt.checkpoint import Checkpoints
+from prefopt.errors import MachineError
+from prefopt.results import ResultsFolder
+
+
+def after_restore(change: Callable[[Any, Any], None]) -> Any:
+    """Resumption that gets one thing wrong."""
+    real = Checkpoints.restore
+
+    def restore(self: Checkpoints, step: int, run: Any, bank: Any, config: Any) -> None:
+        before = bank.params[run.slot].clone()
+        real(self, step, run, bank, config)
+        change(run, lambda: bank.params[run.slot].copy_(before))
+
+    return mock.patch.object(Checkpoints, "restore", restore)
+
+
+def _keyless(self: Checkpoints, files: Any, step: int) -> Any:
+    facts = checkpoint.json.loads(files[checkpoint.FACTS])
+    return checkpoint.load(files[checkpoint.STATE]), facts
+
+
+def _drops_first(self: Checkpoints, run: Any, bank: Any) -> None:
+    for step in self._steps():
+        durable.remove(self._at(step))
+    _write(self, run, bank)
+
+
+_write = Checkpoints.write
+
+
+def _judges_only_after_training() -> Any:
+    trained: list[bool] = []
+    prepare, judge = runner.prepare, outcome.judge
+
+    def prepared(*values: Any) -> Any:
+        trained.append(True)
+        return prepare(*values)
+
+    stack = mock.patch.multiple(runner, prepare=prepared)
+    stack.start()
+    return mock.patch.object(outcome, "judge", lambda folder: judge(folder) if trained else None)
+
+
+def _full_disk_ignored(path: Path, data: bytes) -> None:
+    with suppress(MachineError):
+        durable.write_bytes(path, data)
+
+
+def _unsealed(path: Path) -> bytes:
+    try:
+        return path.read_bytes().partition(b"\n")[2]
+    except OSError as problem:
+        raise durable.DamagedError(str(problem)) from None
+
+
+def kills(rig: Rig, place: Path, seed: int) -> Iterator[str | None]:
+    """Kills anywhere, some in the last moments."""
+    operations = forks.count(rig.enter(place / "count"))
+    draw = random.Random(seed)
+    for number in [*range(operations - 12, operations, 2), *draw.sample(range(operations), 30)]:
+        yield killed(rig, place / f"kill-{number}", forks.KillAt(number))
+
+
+def errors(rig: Rig, place: Path, seed: int) -> Iterator[str | None]:
+    for part in range(12):
+        yield refused(rig, place / f"error-{part}", lambda number, part=part: number % 24 == 2 * part)
+
+
+def damaged(rig: Rig, place: Path, seed: int) -> Iterator[str | None]:
+    """Flips in finished runs, checkpoints and the cache: the outcome must be the same, or a refusal."""
+    operations = forks.count(rig.enter(place / "count"))
+    for number in range(30):
+        root = place / f"damage-{number}"
+        shutil.copytree(rig.warm, root / "cache")
+        draw = random.Random(seed + number)
+        forks.victim(rig.enter(root, cold=True), forks.KillAt(draw.randrange(operations // 4, operations - 5)))
+        files = [p for p in root.rglob("*") if p.is_file() and p.suffix in (".sealed", ".safetensors", ".parquet")]
+        label = Damages([p for p in files if ".tmp" not in str(p)], seed + number).make("flip")[0]
+        out = forks.run(rig.enter(root, cold=True))
+        yield f"{label}: {out.said or rig.wrong(root)}" if out.status != 2 and (out.status or rig.wrong(root)) else None
+
+
+def exchanged(rig: Rig, place: Path, seed: int) -> Iterator[str | None]:
+    """Checkpoints of one run in the place of another's."""
+    operations = forks.count(rig.enter(place / "count"))
+    for number in range(operations // 8, operations // 3, 6):
+        root = place / f"exchanged-{number}"
+        forks.victim(rig.enter(root), forks.KillAt(number))
+        one, two = (root / "results" / "mine" / "runs" / name / "seed-0" / "checkpoints" for name in rig.names)
+        if one.is_dir() and two.is_dir():
+            for first, second in ((one, root / "x"), (two, one), (root / "x", two)):
+                first.rename(second)
+            out = forks.run(rig.enter(root))
+            yield out.said or rig.wrong(root) if out.status or rig.wrong(root) else None
+
+
+def again_at_rest(rig: Rig, place: Path, seed: int) -> Iterator[str | None]:
+    """A finished comparison is run again."""
+    root = place / "rest"
+    shutil.copytree(rig.first, root, symlinks=True)
+    before = {path: path.stat().st_mtime_ns for path in (root / "results").glob("mine/runs/**/*")}
+    out = forks.run(rig.enter(root))
+    after = {path: path.stat().st_mtime_ns for path in (root / "results").glob("mine/runs/**/*")}
+    yield out.said or ("finished runs were touched" if before != after else None)
+
+
+STAGES = (again_at_rest, exchanged, kills, errors, damaged)
+MUTANTS: dict[str, tuple[Any, Callable[[], Any]]] = {
+    "the optimizer's state is forgotten": (
+        kills, lambda: mock.patch.object(checkpoint, "restore_optimizer")
+    ),
+    "the moving average is forgotten": (kills, lambda: after_restore(lambda run, old: setattr(run, "running", None))),
+    "resumed a step too late": (kills, lambda: after_restore(lambda run, old: setattr(run, "step", run.step + 1))),
+    "resumed a step too early": (kills, lambda: after_restore(lambda run, old: setattr(run, "step", run.step - 1))),
+    "the adapter is forgotten": (kills, lambda: after_restore(lambda run, old: old())),
+    "the history is forgotten": (kills, lambda: after_restore(lambda run, old: run.history.clear())),
+    "judged only where something was trained": (kills, _judges_only_after_training),
+    "the last checkpoint goes before the next is there": (
+        errors, lambda: mock.patch.object(Checkpoints, "write", _drops_first)
+    ),
+    "a full disk is ignored": (errors, lambda: mock.patch.object(results, "write_bytes", _full_disk_ignored)),
+    "finished runs are not checked": (
+        damaged, lambda: mock.patch.object(ResultsFolder, "damage", return_value=None)
+    ),
+    "checkpoints are not checked": (damaged, lambda: mock.patch.object(durable, "read_folder", writer._unchecked)),
+    "the cache is not checked": (damaged, lambda: mock.patch.object(durable, "read_sealed", _unsealed)),
+    "whose checkpoint it is is not asked": (exchanged, lambda: mock.patch.object(Checkpoints, "_checked", _keyless)),
+    "finished runs are trained again": (
+        again_at_rest, lambda: mock.patch.object(ResultsFolder, "finished", return_value=None)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["the optimizer's state is forgotten", *(pytest.param(n, marks=FULL) for n in MUTANTS)]
+)
+def test_every_forgetful_harness_is_found(name: str, rig: Rig, place: Path, seed: int) -> None:
+    stage, broken = MUTANTS[name]
+
+    def work() -> str:
+        with broken():
+            return next((found for found in stage(rig, place, seed) if found), "")
+
+    out = forks.run(work, seconds=600)
+    assert out.status == 0, out.said
+    assert out.value, f"{stage.__name__} do not show that {name}"
+    print(f"{stage.__name__}: {out.value}")
+
+
+@FULL
+@pytest.mark.parametrize("stage", [exchanged, damaged, again_at_rest], ids=lambda stage: stage.__name__)
+def test_the_harness_itself_passes(stage: Any, rig: Rig, place: Path, seed: int) -> None:
+    out = forks.run(lambda: [found for found in stage(rig, place, seed) if found], seconds=600)
+    assert out.status == 0, out.said
+    assert not out.value, "\n".join(out.value[:10])
