@@ -16,7 +16,7 @@ from pathlib import Path
 
 from prefopt.errors import MachineError
 
-_AT_ONCE = 500  # host parameters of one statement; SQLite allows 999 at least
+_AT_ONCE = 500  # keys of one statement
 
 
 def key_of(fingerprint: str, *texts: str) -> str:
@@ -59,9 +59,8 @@ class Cache:
         try:
             for start in range(0, len(wanted), _AT_ONCE):
                 some = wanted[start : start + _AT_ONCE]
-                marks = ",".join("?" * len(some))
-                question = f"SELECT key, value, seal FROM sealed WHERE key IN ({marks})"
-                with closing(self._db.execute(question, some)) as rows:
+                question = "SELECT key, value, seal FROM sealed WHERE key IN (SELECT value FROM json_each(?))"
+                with closing(self._db.execute(question, (json.dumps(some),))) as rows:
                     found.update((key, value) for key, value, seal in rows if seal == _seal(key, value))
         except sqlite3.Error as problem:
             raise self._failure(problem) from None
