@@ -9,6 +9,7 @@ import tiny
 import torch
 
 import prefopt
+from prefopt import registry
 from prefopt.model import Base, load_base
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
@@ -22,6 +23,12 @@ SHARED = ROOT.parent / "shared" / "data"
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the user's cache out of the tests, except for the converted embedded model, which takes long to make."""
     os.environ.setdefault("PREFOPT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses that a test registers are gone after it."""
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from bad_inputs import ROWS, Command, compare, jsonl
 
-from prefopt import registry
 from prefopt.results import write_json
 from prefopt.settings import load, parse_seeds, parse_value
 
@@ -17,7 +16,6 @@ from prefopt.settings import load, parse_seeds, parse_value
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     (tmp_path / "pairs.jsonl").write_bytes(jsonl(ROWS))
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     return Command(tmp_path, monkeypatch, capsys)
 
 
