@@ -49,7 +49,7 @@ speed: setup
 	$(BIN)/python -m benchmarks.speed --device $(DEVICE)
 
 report: setup
-	for folder in results/*/manifest.json; do $(BIN)/prefopt report $$(dirname $$folder) || exit 1; done
+	for folder in results/*/manifest.json results/published/*/manifest.json; do test ! -f $$folder || $(BIN)/prefopt report $$(dirname $$folder) || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
