@@ -5,6 +5,7 @@ A trial is a child that may itself fork victims, which are killed or fail, and t
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -53,6 +54,7 @@ def start(work: Callable[[], Any]) -> tuple[int, int]:
         return pid, read
     status, answer = 1, {}
     try:
+        gc.freeze()  # what the parent holds is not looked through again, which would copy it
         os.close(read)
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
