@@ -12,9 +12,10 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
 
 SECTIONS = "gemm,parity,speed,variants,decode"
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
