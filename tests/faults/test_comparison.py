@@ -6,6 +6,7 @@ import errno
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rig import Rig
 from prefopt import durable
 
 FULL = pytest.mark.faults
+LOCK = Path("results/mine/.lock")
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EACCES)
 
 
@@ -84,22 +86,44 @@ def test_killed_again_while_it_recovers(rig: Rig, place: Path, seed: int) -> Non
     assert not wrong, f"{len(wrong)} of 60:\n" + "\n".join(wrong[:10])
 
 
-def lost(before: forks.Tree, after: forks.Tree) -> str | None:
-    """What was finished before a fault and is not after it: a run, or the newest checkpoint of one under way."""
-    runs = {name.removesuffix("run.json") for name in before if name.endswith("/run.json")}
-    for name, data in before.items():
-        run = next((run for run in runs if name.startswith(run)), None)
-        if run is not None and "checkpoints" not in name and ".tmp" not in name and after.get(name) != data:
-            return f"{name} was finished and is lost"
-    steps: dict[str, str] = {}
-    for name in sorted(before):
-        if name.endswith("/MANIFEST.json") and "/checkpoints/step-" in name:
-            steps[name.partition("checkpoints/")[0]] = name.removesuffix("MANIFEST.json")
-    for run, step in steps.items():
-        kept = {name: data for name, data in before.items() if name.startswith(step)}
-        if f"{run}run.json" not in after and any(after.get(name) != data for name, data in kept.items()):
-            return f"{step} was the newest checkpoint and is lost"
-    return None
+@dataclass
+class Finished:
+    """What was finished before a fault and must not be lost by it: whole runs, and how far each other one was."""
+
+    steps: dict[str, int] = field(default_factory=dict)
+    files: forks.Tree = field(default_factory=dict)
+
+    def see(self, found: forks.Tree) -> None:
+        """Note a state in which no write was under way, or what of it can be read."""
+        runs = {name.removesuffix("run.json") for name in found if name.endswith("/run.json")}
+        self.files = {
+            name: data
+            for name, data in found.items()
+            if "checkpoints" not in name and ".tmp" not in name and any(name.startswith(run) for run in runs)
+        }
+        for run, step in checkpoints(found).items():
+            self.steps[run] = max(step, self.steps.get(run, 0))
+
+    def lost(self, after: forks.Tree) -> str | None:
+        """What is missing from a later state."""
+        for name, data in self.files.items():
+            if after.get(name) != data:
+                return f"{name} was finished and is lost"
+        there = checkpoints(after)
+        for run, step in self.steps.items():
+            if f"{run}run.json" not in after and there.get(run, 0) < step:
+                return f"{run} was at step {step}, and its newest checkpoint is of step {there.get(run, 0)}"
+        return None
+
+
+def checkpoints(found: forks.Tree) -> dict[str, int]:
+    """The newest checkpoint of each run that has any."""
+    steps: dict[str, int] = {}
+    for name in found:
+        run, _, rest = name.partition("checkpoints/step-")
+        if rest.endswith("/MANIFEST.json") and ".tmp" not in name:
+            steps[run] = max(steps.get(run, 0), int(rest.split("/")[0]))
+    return steps
 
 
 def faults(number: int) -> dict[str, Callable[[str, Path], None]]:
@@ -113,17 +137,23 @@ def faults(number: int) -> dict[str, Callable[[str, Path], None]]:
 
 def refused(rig: Rig, place: Path, mine: Callable[[int], bool]) -> str | None:
     """Meet every error at some operations, then run again from every state that this has left."""
-    branches = forks.Branches((Path("results"),), lambda number: faults(number) if mine(number) else {})
+
+    def these(number: int) -> dict[str, Callable[[str, Path], None]]:
+        return faults(number) if mine(number) and LOCK.exists() else {}
+
+    branches = forks.Branches((Path("results"),), these)
     rig.enter(place, lambda: branches.during(rig.compare))()
     states: dict[str, tuple[str, forks.Tree]] = {}
+    finished = Finished()
     for label, out, before, after in branches.met:
+        finished.see(before)
         if out.status == 0:
             restore_into(place, after)
             found = rig.wrong(place) and f"exit status 0 with {rig.wrong(place)}"
         elif out.status != forks.MACHINE:
             found = f"exit status {out.status}: {out.said[-1500:]}"
         else:
-            found = lost(before, after)
+            found = finished.lost(after)
         if found:
             return f"{label}: {found}"
         states.setdefault(State("", (after,)).digest(), (label, after))
@@ -132,6 +162,32 @@ def refused(rig: Rig, place: Path, mine: Callable[[int], bool]) -> str | None:
         if found := again(rig, place):
             return f"{label}: {found}"
     return None
+
+
+def test_the_system_refuses_what_comes_before_the_lock(rig: Rig, place: Path) -> None:
+    """A lock must not be made in one process and taken in another, so these have processes of their own."""
+
+    def before_lock() -> list[str]:
+        seen: list[str] = []
+        durable.hook = lambda kind, path: None if LOCK.exists() else seen.append(kind)
+        rig.compare()
+        return seen
+
+    kinds = forks.run(rig.enter(place / "count", before_lock)).value
+    assert 1 <= len(kinds) < 20
+
+    def trial(number: int) -> str | None:
+        for code in ERRNOS:
+            root = place / f"{number}-{code}"
+            out = forks.victim(rig.enter(root), forks.FailAt(number, code))
+            if out.status != forks.MACHINE and (out.status or rig.wrong(root)):
+                return f"{errno.errorcode[code]}: exit status {out.status}: {out.said or rig.wrong(root)}"
+            if found := again(rig, root):
+                return f"{errno.errorcode[code]}: {found}"
+        return None
+
+    wrong = forks.trials(trial, range(len(kinds)))
+    assert not wrong, "\n".join(wrong)
 
 
 def restore_into(place: Path, state: forks.Tree) -> None:
@@ -157,23 +213,23 @@ def recorded(rig: Rig, seed: int) -> tuple[list[tuple[State, str | None]], int]:
         root.mkdir(exist_ok=True)
     disk = Disk(roots)
     known: dict[str, tuple[State, str | None]] = {}
-    kept: list[Any] = [{}, 0]
+    finished, total = Finished(), [0]
 
     def note(kind: str, path: Path) -> None:
         if kind in ("make", "write") and path.name.endswith(".tmp"):
-            kept[0] = next(disk.states(seed)).trees[0]  # what was there when the last call had returned
+            finished.see(next(disk.states(seed)).trees[0])  # what was there when the last call had returned
         for state in disk.states(seed):
-            kept[1] += 1
+            total[0] += 1
             digest = state.digest(lambda path: ".tmp" not in path)
             if digest not in known:
-                known[digest] = (state, lost(kept[0], state.trees[0]))
+                known[digest] = (state, finished.lost(state.trees[0]))
 
     durable.hook = note
     disk.watch()
     rig.compare()
     note("end", roots[0])
     durable.hook = None
-    return list(known.values()), kept[1]
+    return list(known.values()), total[0]
 
 
 @pytest.mark.parametrize("most", [6, pytest.param(None, marks=FULL)])

@@ -142,7 +142,8 @@ def test_damage_in_a_finished_folder(rig: Rig, place: Path, seed: int, times: in
 
         for how in plan(times)[part::2]:
             label, undo = damages.make(how)
-            found = noticed(label)
+            unread = label.startswith("missing") and label.endswith("prompts.parquet")  # published without its text
+            found = None if unread else noticed(label)
             if found:
                 wrong.append(f"{label}: {found}")
             undo()

@@ -87,7 +87,7 @@ def errors(rig: Rig, place: Path, seed: int) -> Iterator[str | None]:
         yield refused(rig, place / f"error-{part}", lambda number, part=part: number % 24 == 2 * part)
 
 
-def damaged(rig: Rig, place: Path, seed: int) -> Iterator[str | None]:
+def damaged(rig: Rig, place: Path, seed: int, names: str = "*.parquet") -> Iterator[str | None]:
     """Flips in finished runs, checkpoints and the cache: the outcome must be the same, or a refusal."""
     operations = forks.count(rig.enter(place / "count"))
     for number in range(30):
@@ -95,10 +95,20 @@ def damaged(rig: Rig, place: Path, seed: int) -> Iterator[str | None]:
         shutil.copytree(rig.warm, root / "cache")
         draw = random.Random(seed + number)
         forks.victim(rig.enter(root, cold=True), forks.KillAt(draw.randrange(operations // 4, operations - 5)))
-        files = [p for p in root.rglob("*") if p.is_file() and p.suffix in (".sealed", ".safetensors", ".parquet")]
-        label = Damages([p for p in files if ".tmp" not in str(p)], seed + number).make("flip")[0]
+        files = [path for path in root.rglob(names) if path.is_file() and ".tmp" not in str(path)]
+        if not files:
+            continue
+        label = Damages(files, seed + number).make("flip")[0]
         out = forks.run(rig.enter(root, cold=True))
         yield f"{label}: {out.said or rig.wrong(root)}" if out.status != 2 and (out.status or rig.wrong(root)) else None
+
+
+def damaged_checkpoints(rig: Rig, place: Path, seed: int) -> Iterator[str | None]:
+    return damaged(rig, place, seed, "state.safetensors")
+
+
+def damaged_cache(rig: Rig, place: Path, seed: int) -> Iterator[str | None]:
+    return damaged(rig, place, seed, "*.sealed")
 
 
 def exchanged(rig: Rig, place: Path, seed: int) -> Iterator[str | None]:
@@ -125,7 +135,6 @@ def again_at_rest(rig: Rig, place: Path, seed: int) -> Iterator[str | None]:
     yield out.said or ("finished runs were touched" if before != after else None)
 
 
-STAGES = (again_at_rest, exchanged, kills, errors, damaged)
 MUTANTS: dict[str, tuple[Any, Callable[[], Any]]] = {
     "the optimizer's state is forgotten": (
         kills, lambda: mock.patch.object(checkpoint, "restore_optimizer")
@@ -143,8 +152,10 @@ MUTANTS: dict[str, tuple[Any, Callable[[], Any]]] = {
     "finished runs are not checked": (
         damaged, lambda: mock.patch.object(ResultsFolder, "damage", return_value=None)
     ),
-    "checkpoints are not checked": (damaged, lambda: mock.patch.object(durable, "read_folder", writer._unchecked)),
-    "the cache is not checked": (damaged, lambda: mock.patch.object(durable, "read_sealed", _unsealed)),
+    "checkpoints are not checked": (
+        damaged_checkpoints, lambda: mock.patch.object(durable, "read_folder", writer._unchecked)
+    ),
+    "the cache is not checked": (damaged_cache, lambda: mock.patch.object(durable, "read_sealed", _unsealed)),
     "whose checkpoint it is is not asked": (exchanged, lambda: mock.patch.object(Checkpoints, "_checked", _keyless)),
     "finished runs are trained again": (
         again_at_rest, lambda: mock.patch.object(ResultsFolder, "finished", return_value=None)
@@ -169,7 +180,9 @@ def test_every_forgetful_harness_is_found(name: str, rig: Rig, place: Path, seed
 
 
 @FULL
-@pytest.mark.parametrize("stage", [exchanged, damaged, again_at_rest], ids=lambda stage: stage.__name__)
+@pytest.mark.parametrize(
+    "stage", [exchanged, damaged, damaged_checkpoints, damaged_cache, again_at_rest], ids=lambda stage: stage.__name__
+)
 def test_the_harness_itself_passes(stage: Any, rig: Rig, place: Path, seed: int) -> None:
     out = forks.run(lambda: [found for found in stage(rig, place, seed) if found], seconds=600)
     assert out.status == 0, out.said
