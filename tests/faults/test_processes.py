@@ -20,13 +20,15 @@ from prefopt.errors import BusyError
 POLL = 0.005
 
 
-def contend(rig: Rig, log: Path, *, wait: bool) -> Any:
-    """The comparison, noting every run that is finished in a file that all processes share."""
+def contend(rig: Rig, log: Path, *, wait: bool, stop_at: int = 0) -> Any:
+    """The comparison, noting every run that is finished in a file that all processes share; stops itself at one."""
 
     def note(kind: str, path: Path) -> None:
         if kind == "rename" and path.name == "run.json":
             with log.open("ab", buffering=0) as file:
                 file.write(f"{path.parent}\n".encode())
+            if len(lines(log)) == stop_at:
+                os.kill(os.getpid(), signal.SIGSTOP)
 
     durable.hook = note
     runner.compare(rig.config, results=Path("results"), command=["prefopt"], progress=Silent(), wait=wait)
@@ -41,8 +43,8 @@ def test_four_processes_and_a_killed_holder(rig: Rig, place: Path, seed: int, ti
     runs = sorted(f"results/mine/runs/{name}/seed-{n}" for name in (*rig.names, "reference") for n in (0, 1))
     for number in range(times):
         root, log = place / str(number), place / f"log-{number}"
-        first = forks.start(rig.enter(root, lambda log=log: contend(rig, log, wait=True)))
         wanted = random.Random(seed + number).randrange(1, 5)
+        first = forks.start(rig.enter(root, lambda log=log, at=wanted: contend(rig, log, wait=True, stop_at=at)))
         end = time.monotonic() + 60
         while len(lines(log)) < wanted and time.monotonic() < end:  # the holder has finished some runs
             time.sleep(POLL)
