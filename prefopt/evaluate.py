@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prefopt.config import Evaluation
 from prefopt.harness import PairSet, heldout_logps
-from prefopt.head import chunks
+from prefopt.head import chunks, tiles
 from prefopt.lora import AdapterBank
 from prefopt.model import Base
 from prefopt.packing import PackedRows, Row, pack, use_layout
@@ -144,10 +144,12 @@ def _divergence(base: Base, policy: Tensor, reference: Tensor, targets: Tensor) 
     out = torch.empty(3, len(targets), device=targets.device)
     for part in chunks(len(targets), 2 * base.head.shape[0]):
         logits = [x[part] @ base.head.t() if base.packed else x[part] for x in (policy, reference)]
-        p, r = (x.float().log_softmax(-1) for x in logits)
-        at = targets[part].unsqueeze(1)
-        out[1, part], out[2, part] = p.gather(1, at).squeeze(1), r.gather(1, at).squeeze(1)
-        out[0, part] = r.neg_().add_(p).mul_(p.exp_()).sum(-1)
+        found = out[:, part]
+        for tile in tiles(logits[0]):
+            p, r = (x[tile].float().log_softmax(-1) for x in logits)
+            at = targets[part][tile].unsqueeze(1)
+            found[1, tile], found[2, tile] = p.gather(1, at).squeeze(1), r.gather(1, at).squeeze(1)
+            found[0, tile] = r.neg_().add_(p).mul_(p.exp_()).sum(-1)
     return out[0], out[1], out[2]
 
 

@@ -12,12 +12,19 @@ import torch
 from torch import Tensor
 
 CHUNK_ELEMENTS = 16 * 2**20  # logits of one chunk: 64 MiB in float32
+TILE_ELEMENTS = 2**18  # 1 MiB in float32: what a CPU's core keeps near itself from one pass to the next
 
 
-def chunks(n_rows: int, vocabulary: int) -> Iterator[slice]:
-    """Consecutive slices of 0 .. n_rows whose logits have at most CHUNK_ELEMENTS entries each."""
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
+def chunks(n_rows: int, vocabulary: int, elements: int = CHUNK_ELEMENTS) -> Iterator[slice]:
+    """Consecutive slices of 0 .. n_rows whose logits have at most ``elements`` entries each, or one row."""
+    size = max(1, elements // vocabulary)
     return (slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size))
+
+
+def tiles(logits: Tensor) -> Iterator[slice]:
+    """Slices of the rows of (C, V) logits to go over several times in a row: small on a CPU, all of them elsewhere."""
+    elements = TILE_ELEMENTS if logits.device.type == "cpu" else logits.numel()
+    return chunks(logits.shape[-2], logits.shape[-1], elements)
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -33,15 +40,18 @@ class _TokenLogps(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for part in chunks(hidden.shape[0], weight.shape[0]):
             rounded = hidden[part] @ weight.t()
-            at = targets[part].unsqueeze(1)
-            top = rounded.amax(1, keepdim=True).float()
-            logits = rounded.float()
-            picked = logits.gather(1, at)
-            exp = logits.sub_(top).exp_()
-            total = exp.sum(1, keepdim=True)
-            out[part] = (picked - top - total.log()).squeeze(1)
+            total, logps = torch.empty(2, rounded.shape[0], 1, device=hidden.device)
+            for tile in tiles(rounded):
+                top = rounded[tile].amax(1, keepdim=True).float()
+                logits = rounded[tile].float()
+                picked = logits.gather(1, targets[part][tile].unsqueeze(1))
+                exp = logits.sub_(top).exp_()
+                torch.sum(exp, 1, keepdim=True, out=total[tile])
+                logps[tile] = picked - top - total[tile].log()
+                rounded[tile] = exp
+            out[part] = logps.squeeze(1)
             if gradient is not None:
-                mean = (exp.to(weight.dtype) @ weight).float().div_(total)
+                mean = (rounded @ weight).float().div_(total)
                 gradient[part] = weight[targets[part]] - mean.to(weight.dtype)
         if gradient is not None:
             ctx.save_for_backward(gradient)

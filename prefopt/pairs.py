@@ -12,6 +12,7 @@ import pandas as pd
 
 from prefopt.config import Config, Pairs
 from prefopt.data import TokenPair
+from prefopt.environment import code_files
 from prefopt.kept import kept_frame
 from prefopt.lora import AdapterBank
 from prefopt.model import Base
@@ -87,7 +88,8 @@ def _responses(
             }
         )
 
-    key = digest([base.hash, task.fingerprint, texts, shape, base.device.type])
+    sampler = code_files()["sampling.py"]  # another sampler draws other responses
+    key = digest([base.hash, task.fingerprint, texts, shape, base.device.type, sampler])
     return kept_frame(cache / "responses" / f"{key}.sealed", draw)
 
 

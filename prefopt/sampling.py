@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.head import chunks
+from prefopt.head import chunks, tiles
 from prefopt.lora import AdapterBank
 from prefopt.model import Base
 from prefopt.packing import PackedRows, Row, pack, use_layout
@@ -44,23 +43,35 @@ class Sample:
     finished: bool
 
 
-class _Noise:
-    """Standard exponential noise for one slot, V values a position, from (seed, prompt, sample)."""
+def squares(counters: Tensor, keys: Tensor) -> Tensor:
+    """The counter-based random numbers of arXiv:2004.06278 (Squares): 32 random bits for each counter and key.
 
-    def __init__(self, seed: int, prompt: int, sample: int, device: torch.device) -> None:
-        value = derive_seed(seed, "sampling", prompt, sample)
-        self.device = device
-        self.numpy = np.random.Generator(np.random.SFC64(value)) if device.type == "cpu" else None
-        self.torch = torch.Generator(device).manual_seed(value) if self.numpy is None else None
+    Args:
+        counters: int64, broadcast against ``keys``.
+        keys: int64, odd, with irregular digits.
 
-    def draw(self, out: Tensor) -> None:
-        """Fill ``out`` (V,) for the next position."""
-        if self.numpy is not None:
-            # Drawn in float64: numpy's float32 draws are exactly 0 once in 6 million, whose logarithm would make a
-            # token win whatever its probability, about once in a hundred tokens of a vocabulary of 50,000.
-            out.copy_(torch.from_numpy(self.numpy.standard_exponential(out.shape[0])))
-        else:
-            out.exponential_(generator=self.torch)
+    Returns:
+        int64 in [0, 2**32).
+    """
+    start = counters * keys
+    shifted = start + keys
+    x = start
+    for added in (start, shifted, start):
+        x = x * x
+        x += added
+        high = (x >> 32) & 0xFFFFFFFF  # int64 shifts copy the sign
+        x = (x << 32).bitwise_or_(high)
+    x = x * x
+    x += shifted
+    return (x >> 32) & 0xFFFFFFFF
+
+
+def exponential(keys: Tensor, position: int, vocabulary: int) -> Tensor:
+    """(n, V) float32 standard exponential noise, always positive, of n slots' keys (n, 1) at a position."""
+    counters = torch.arange(vocabulary, device=keys.device) + position * vocabulary
+    # Half a step above 0, so never 0; of the smallest values, which decide what is drawn, no digit is lost.
+    uniform = (squares(counters, keys).float() + 0.5) * 2.0**-32
+    return uniform.neg_().log1p_().neg_()
 
 
 class _Decoder(Protocol):
@@ -150,7 +161,7 @@ class _PackedDecoder:
         self.hidden, self.positions = self.hidden[rows], self.positions[rows]
 
     def logits(self, rows: Tensor) -> Tensor:
-        out: Tensor = (self.hidden[rows] @ self.base.head.t()).float()
+        out: Tensor = self.hidden[rows] @ self.base.head.t()
         return out
 
 
@@ -187,7 +198,7 @@ class _PlainDecoder:
         self.seen, self.last = self.seen[rows], self.last[rows]
 
     def logits(self, rows: Tensor) -> Tensor:
-        out: Tensor = self.last[rows].float()
+        out: Tensor = self.last[rows]
         return out
 
 
@@ -233,8 +244,9 @@ def sample(
     for start in range(0, len(order), per_batch):
         some = order[start : start + per_batch]
         with bank.off() if adapters is None else bank.use(adapters.start, adapters.stop):
-            noise = [_Noise(seed, ids[i], s, base.device) for i in some for s in range(samples)]
-            tokens = _decode(base, [prompts[i] for i in some], noise, copies, samples, max_new_tokens, temperature)
+            derived = [[derive_seed(seed, "sampling", ids[i], s) | 1] for i in some for s in range(samples)]
+            keys = torch.tensor(derived, device=base.device)
+            tokens = _decode(base, [prompts[i] for i in some], keys, copies, samples, max_new_tokens, temperature)
         for copy in range(copies):
             for slot, row in enumerate(tokens[copy]):
                 end = row.index(base.eos) + 1 if base.eos in row else len(row)
@@ -246,7 +258,7 @@ def sample(
 def _decode(
     base: Base,
     prompts: Sequence[Sequence[int]],
-    noise: list[_Noise],
+    keys: Tensor,
     copies: int,
     samples: int,
     room: int,
@@ -256,11 +268,11 @@ def _decode(
     device = base.device
     decoder: _Decoder = _PackedDecoder(base) if base.packed else _PlainDecoder(base)
     decoder.start(prompts, copies, samples, room)
-    slots = torch.arange(len(noise), device=device)  # which slot each column of the batch still is
-    out = torch.full((copies, len(noise), room), base.eos, device=device)
-    done = torch.zeros(copies, len(noise), dtype=torch.bool, device=device)
+    slots = torch.arange(len(keys), device=device)  # which slot each column of the batch still is
+    out = torch.full((copies, len(slots), room), base.eos, device=device)
+    done = torch.zeros(copies, len(slots), dtype=torch.bool, device=device)
     for step in range(room):
-        tokens = _draw(decoder, noise, copies, temperature, base)
+        tokens = _draw(decoder, keys, step, copies, temperature, base)
         tokens = torch.where(done[:, slots], base.eos, tokens)
         out[:, slots, step] = tokens
         done[:, slots] |= tokens == base.eos
@@ -274,26 +286,22 @@ def _decode(
                 columns = open_slots.nonzero().squeeze(1)
                 rows = (torch.arange(copies, device=device)[:, None] * len(slots) + columns).flatten()
                 decoder.keep(rows)
-                slots, tokens = slots[columns], tokens[:, columns]
-                noise = [noise[column] for column in columns.tolist()]
+                keys, slots, tokens = keys[columns], slots[columns], tokens[:, columns]
         decoder.advance(tokens.flatten())
     result: list[list[list[int]]] = out.tolist()
     return result
 
 
-def _draw(decoder: _Decoder, noise: list[_Noise], copies: int, temperature: float, base: Base) -> Tensor:
-    """(copies, slots) next tokens: the largest of logits / temperature minus log of exponential noise."""
-    n = len(noise)
-    vocabulary = base.head.shape[0]
+def _draw(decoder: _Decoder, keys: Tensor, position: int, copies: int, temperature: float, base: Base) -> Tensor:
+    """(copies, n) next tokens: the largest of logits / temperature minus log of exponential noise."""
+    n, vocabulary = len(keys), base.head.shape[0]
     out = torch.empty(copies, n, dtype=torch.int64, device=base.device)
     offsets = torch.arange(copies, device=base.device)[:, None] * n
     for part in chunks(n, vocabulary * copies):
         columns = torch.arange(part.start, part.stop, device=base.device)
         logits = decoder.logits((offsets + columns).flatten()).view(copies, len(columns), vocabulary)
-        exponential = torch.empty(len(columns), vocabulary, device=base.device)
-        for row, source in zip(exponential, noise[part], strict=True):
-            source.draw(row)
-        if temperature != 1.0:
-            logits = logits / temperature
-        out[:, part] = logits.sub_(exponential.log_()).argmax(-1)
+        for tile in tiles(logits):
+            scores = logits[:, tile].float() / temperature
+            noise = exponential(keys[part][tile], position, vocabulary)
+            out[:, part][:, tile] = scores.sub_(noise.log_()).argmax(-1)
     return out

@@ -14,7 +14,8 @@ from test_scoring import draw
 from prefopt import sampling
 from prefopt.lora import AdapterBank
 from prefopt.model import Base
-from prefopt.sampling import Sample, sample
+from prefopt.sampling import Sample, exponential, sample, squares
+from prefopt.seeding import derive_seed
 
 
 def prompts(count: int) -> list[tuple[int, ...]]:
@@ -60,10 +61,10 @@ def test_small_batches_and_dropped_slots_change_nothing(
     base = tiny_base()
     bank = shaken(base, 2)
     some = prompts(7)
-    expected = run(base, bank, some, slice(0, 2), max_new_tokens=150)
+    expected = run(base, bank, some, slice(0, 2), max_new_tokens=60)
     monkeypatch.setattr(sampling, "ROWS_PER_BATCH", {"cpu": 8})
     monkeypatch.setattr(sampling, "COMPACT_EVERY", 1)
-    assert run(base, bank, some, slice(0, 2), max_new_tokens=150) == expected
+    assert run(base, bank, some, slice(0, 2), max_new_tokens=60) == expected
     assert any(s.finished for s in expected[0])
 
 
@@ -102,11 +103,38 @@ def test_plain_and_packed_decoding_agree(tiny_base: Callable[..., Base]) -> None
     assert run(dataclasses.replace(base, packed=False), bank, some, slice(0, 2)) == packed
 
 
-def test_noise_is_never_zero() -> None:
+def noise_of(slots: int, positions: int, vocabulary: int) -> torch.Tensor:
+    keys = torch.tensor([[derive_seed(0, "sampling", slot) | 1] for slot in range(slots)])
+    return torch.cat([exponential(keys, position, vocabulary) for position in range(positions)])
+
+
+def test_noise_is_exponential_and_never_zero() -> None:
     """A zero would be an infinite logarithm, and its token would win whatever its probability."""
-    noise = sampling._Noise(0, 0, 0, torch.device("cpu"))
-    out = torch.empty(2**22)
-    for _ in range(16):
-        noise.draw(out)
-        assert (out > 0).all()
-    assert out.mean() == pytest.approx(1.0, abs=0.005)
+    values = noise_of(1, 16, 2**20)
+    assert (values > 0).all()
+    assert values.mean() == pytest.approx(1.0, abs=0.002)
+    for share in (1e-5, 0.01, 0.5, 0.99):
+        assert (values < -np.log1p(-share)).double().mean() == pytest.approx(share, abs=5 * np.sqrt(share / 2**24))
+
+
+def test_counters_give_the_numbers_of_the_paper() -> None:
+    """arXiv:2004.06278, algorithm squares32, in whole numbers of any size."""
+
+    def squares32(counter: int, key: int) -> int:
+        whole = 2**64 - 1
+        x = y = counter * key & whole
+        z = y + key & whole
+        for added in (y, z, y):
+            x = x * x + added & whole
+            x = x >> 32 | x << 32 & whole
+        return (x * x + z & whole) >> 32
+
+    keys = [0x548C9DECBCE65297, 0x7FFFFFFFFFFFFFFF, 1]
+    counters = [0, 1, 49151, 49152 * 511, 2**40 + 3]
+    expected = [[squares32(c, k) for c in counters] for k in keys]
+    assert squares(torch.tensor(counters), torch.tensor(keys)[:, None]).tolist() == expected
+
+
+def test_the_noise_of_two_slots_and_of_two_positions_is_unrelated() -> None:
+    correlation = torch.corrcoef(noise_of(4, 4, 2**16)) - torch.eye(16)
+    assert correlation.abs().max() < 5 / 2**8
