@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.profiler import profile
 
 from benchmarks.speed import ablate
 from benchmarks.speed.cases import (
@@ -40,6 +41,7 @@ from prefopt.scoring import Reference, reference_logps
 from prefopt.step import Run
 
 LOSSES = ("dpo", "cdpo", "simpo", "ipo")
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")  # what a sampler cannot do without
 
 
 class Side:
@@ -237,4 +239,12 @@ def _sample_job(side: Side, *, adapters: int, prompts: int, samples: int, tokens
 
     once(2)
     seconds, count = once(tokens)
-    return {"seconds": seconds, "tokens": count, "rows": adapters * len(some) * samples}
+    with profile() as record:
+        once(tokens)
+    cuda = side.device.type == "cuda"
+    products = sum(
+        event.self_device_time_total if cuda else event.self_cpu_time_total
+        for event in record.key_averages()
+        if event.key.removeprefix("aten::").rstrip("_") in PRODUCTS
+    )
+    return {"seconds": seconds, "products_s": products / 1e6, "tokens": count, "rows": adapters * len(some) * samples}

@@ -224,8 +224,8 @@ def _stacking(frames: Frames) -> str:
 
 def _decode(frames: Frames) -> str:
     rows = [
-        {"adapters": r.adapters, "rows": r.rows, "tokens/s": _figures(r.tokens_per_s), "ms a token of all rows":
-         _figures(r.step_ms)}
+        {"adapters": r.adapters, "rows": r.rows, "tokens/s": _figures(r.tokens_per_s),
+         "ms a token of all rows": _figures(r.step_ms), "of it outside matrix products": f"{r.outside_products:.0%}"}
         for r in frames["decode"].itertuples()
     ]  # fmt: skip
     return f"## Sampling\n\nAll adapters in one batch with a cache.\n\n{table(rows)}"

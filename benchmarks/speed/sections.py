@@ -403,7 +403,8 @@ def decode(plan: Plan) -> list[Row]:
     _, results = _run_list(plan.case, max(counts), jobs)
     return [
         {"adapters": k, "rows": r["rows"], "seconds": r["seconds"], "tokens": r["tokens"],
-         "tokens_per_s": r["tokens"] / r["seconds"], "step_ms": 1000 * r["seconds"] / tokens}
+         "tokens_per_s": r["tokens"] / r["seconds"], "step_ms": 1000 * r["seconds"] / tokens,
+         "outside_products": 1 - r["products_s"] / r["seconds"]}
         for k, r in zip(counts, results, strict=True)
     ]  # fmt: skip
 
