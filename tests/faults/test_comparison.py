@@ -17,9 +17,10 @@ from rig import Rig
 
 from prefopt import durable
 
-FULL = pytest.mark.faults
+FULL, PART = pytest.mark.faults, pytest.mark.part
 LOCK = Path("results/mine/.lock")
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EACCES)
+KILL = "kill -9"
 
 
 def again(rig: Rig, place: Path, *, cold: bool = False) -> str | None:
@@ -41,9 +42,15 @@ def killed(rig: Rig, place: Path, hook: forks.KillAt, *, cold: bool = False) -> 
 
 @pytest.mark.parametrize(
     ("cold", "most"),
-    [(False, 8), (True, 3), pytest.param(False, None, marks=FULL), pytest.param(True, 40, marks=FULL)],
+    [
+        pytest.param(False, 8, marks=PART),
+        pytest.param(True, 3, marks=PART),
+        pytest.param(False, 40, marks=FULL),
+        pytest.param(True, 40, marks=FULL),
+    ],
 )
-def test_killed_at_every_operation(rig: Rig, place: Path, cold: bool, most: int | None) -> None:
+def test_killed_at_some_operations(rig: Rig, place: Path, cold: bool, most: int) -> None:
+    """Each in a process of its own; at every operation, see below."""
     operations = forks.count(rig.enter(place / "count", cold=cold))
     assert operations > 200
     numbers = forks.sampled(range(operations), most)
@@ -51,7 +58,7 @@ def test_killed_at_every_operation(rig: Rig, place: Path, cold: bool, most: int 
     assert not wrong, f"{len(wrong)} of {len(numbers)}:\n" + "\n".join(wrong[:10])
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(200, marks=FULL)])
+@pytest.mark.parametrize("times", [pytest.param(4, marks=PART), pytest.param(200, marks=FULL)])
 def test_killed_at_random_instants(rig: Rig, place: Path, seed: int, times: int) -> None:
     seconds = forks.seconds_of(rig.enter(place / "timed"))
 
@@ -127,16 +134,17 @@ def checkpoints(found: forks.Tree) -> dict[str, int]:
 
 
 def faults(number: int) -> dict[str, Callable[[str, Path], None]]:
-    """Three errors once, and one of them for good at every fifth operation."""
+    """A kill, three errors once, and one of them for good at every fifth operation."""
     found: dict[str, Any] = {errno.errorcode[code]: forks.FailAt(0, code) for code in ERRNOS}
+    found[KILL] = forks.KillAt(0)
     if number % 5 == 0:
         code = ERRNOS[number // 5 % 3]
         found[f"{errno.errorcode[code]} from then on"] = forks.FailAt(0, code, sticky=True)
     return found
 
 
-def refused(rig: Rig, place: Path, mine: Callable[[int], bool]) -> str | None:
-    """Meet every error at some operations, then run again from every state that this has left."""
+def faulty(rig: Rig, place: Path, mine: Callable[[int], bool]) -> str | None:
+    """Meet every fault at some operations, then run again from every state that this has left."""
 
     def these(number: int) -> dict[str, Callable[[str, Path], None]]:
         return faults(number) if mine(number) and LOCK.exists() else {}
@@ -150,7 +158,7 @@ def refused(rig: Rig, place: Path, mine: Callable[[int], bool]) -> str | None:
         if out.status == 0:
             restore_into(place, after)
             found = rig.wrong(place) and f"exit status 0 with {rig.wrong(place)}"
-        elif out.status != forks.MACHINE:
+        elif out.status != (-9 if label.startswith(KILL) else forks.MACHINE):
             found = f"exit status {out.status}: {out.said[-1500:]}"
         else:
             found = finished.lost(after)
@@ -164,7 +172,7 @@ def refused(rig: Rig, place: Path, mine: Callable[[int], bool]) -> str | None:
     return None
 
 
-def test_the_system_refuses_what_comes_before_the_lock(rig: Rig, place: Path) -> None:
+def test_faults_before_the_lock(rig: Rig, place: Path) -> None:
     """A lock must not be made in one process and taken in another, so these have processes of their own."""
 
     def before_lock() -> list[str]:
@@ -177,6 +185,8 @@ def test_the_system_refuses_what_comes_before_the_lock(rig: Rig, place: Path) ->
     assert 1 <= len(kinds) < 20
 
     def trial(number: int) -> str | None:
+        if found := killed(rig, place / f"{number}-killed", forks.KillAt(number)):
+            return found
         for code in ERRNOS:
             root = place / f"{number}-{code}"
             out = forks.victim(rig.enter(root), forks.FailAt(number, code))
@@ -194,13 +204,13 @@ def restore_into(place: Path, state: forks.Tree) -> None:
     forks.restore({str(place / name): data for name, data in state.items()}, place / "results")
 
 
-@pytest.mark.parametrize("share", [60, pytest.param(1, marks=FULL)])
-def test_the_system_refuses_every_operation(rig: Rig, place: Path, share: int) -> None:
+@pytest.mark.parametrize("share", [pytest.param(60, marks=PART), pytest.param(1, marks=FULL)])
+def test_every_fault_at_every_operation(rig: Rig, place: Path, share: int) -> None:
     parts = 2 if share > 1 else 8
 
     def trial(part: int) -> str | None:
         block = 7 if share > 1 else 1
-        return refused(rig, place / str(part), lambda number: number // block % (share if share > 1 else parts) == part)
+        return faulty(rig, place / str(part), lambda number: number // block % (share if share > 1 else parts) == part)
 
     wrong = forks.trials(trial, range(parts), seconds=600)
     assert not wrong, "\n".join(wrong)
@@ -232,7 +242,7 @@ def recorded(rig: Rig, seed: int) -> tuple[list[tuple[State, str | None]], int]:
     return list(known.values()), total[0]
 
 
-@pytest.mark.parametrize("most", [6, pytest.param(None, marks=FULL)])
+@pytest.mark.parametrize("most", [pytest.param(6, marks=PART), pytest.param(None, marks=FULL)])
 def test_the_power_fails(rig: Rig, place: Path, seed: int, most: int | None) -> None:
     """From an empty folder and an empty cache; every state that is unlike the others is recovered from."""
 

@@ -14,7 +14,7 @@ import forks
 import pytest
 import writer
 from rig import Rig
-from test_comparison import FULL, killed, refused
+from test_comparison import FULL, PART, faulty, killed
 from test_damage import Damages
 
 from prefopt import checkpoint, durable, outcome, results, runner
@@ -84,7 +84,7 @@ def kills(rig: Rig, place: Path, seed: int) -> Iterator[str | None]:
 
 def errors(rig: Rig, place: Path, seed: int) -> Iterator[str | None]:
     for part in range(12):
-        yield refused(rig, place / f"error-{part}", lambda number, part=part: number % 24 == 2 * part)
+        yield faulty(rig, place / f"error-{part}", lambda number, part=part: number % 24 == 2 * part)
 
 
 def damaged(rig: Rig, place: Path, seed: int, names: str = "*.parquet") -> Iterator[str | None]:
@@ -164,26 +164,27 @@ MUTANTS: dict[str, tuple[Any, Callable[[], Any]]] = {
 
 
 @pytest.mark.parametrize(
-    "name", ["the optimizer's state is forgotten", *(pytest.param(n, marks=FULL) for n in MUTANTS)]
+    "names",
+    [pytest.param(["the optimizer's state is forgotten"], marks=PART), pytest.param(list(MUTANTS), marks=FULL)],
+    ids=["one", "all"],
 )
-def test_every_forgetful_harness_is_found(name: str, rig: Rig, place: Path, seed: int) -> None:
-    stage, broken = MUTANTS[name]
-
-    def work() -> str:
+def test_every_forgetful_harness_is_found(names: list[str], rig: Rig, place: Path, seed: int) -> None:
+    def unseen(name: str) -> str | None:
+        stage, broken = MUTANTS[name]
         with broken():
-            return next((found for found in stage(rig, place, seed) if found), "")
+            found = next((found for found in stage(rig, place / name, seed) if found), None)
+        return None if found else f"{stage.__name__} do not show it"
 
-    out = forks.run(work, seconds=600)
-    assert out.status == 0, out.said
-    assert out.value, f"{stage.__name__} do not show that {name}"
-    print(f"{stage.__name__}: {out.value}")
+    wrong = forks.trials(unseen, names, seconds=600)
+    assert not wrong, "\n".join(wrong)
 
 
 @FULL
-@pytest.mark.parametrize(
-    "stage", [exchanged, damaged, damaged_checkpoints, damaged_cache, again_at_rest], ids=lambda stage: stage.__name__
-)
-def test_the_harness_itself_passes(stage: Any, rig: Rig, place: Path, seed: int) -> None:
-    out = forks.run(lambda: [found for found in stage(rig, place, seed) if found], seconds=600)
-    assert out.status == 0, out.said
-    assert not out.value, "\n".join(out.value[:10])
+def test_the_harness_itself_passes(rig: Rig, place: Path, seed: int) -> None:
+    def trial(number: int) -> str | None:
+        stage = stages[number]
+        return "\n".join(found for found in stage(rig, place / stage.__name__, seed) if found) or None
+
+    stages = (exchanged, damaged, damaged_checkpoints, damaged_cache, again_at_rest)
+    wrong = forks.trials(trial, range(len(stages)), seconds=600)
+    assert not wrong, "\n".join(wrong)

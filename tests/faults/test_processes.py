@@ -12,7 +12,7 @@ from typing import Any
 import forks
 import pytest
 from rig import Rig, Silent
-from test_comparison import FULL
+from test_comparison import FULL, PART
 
 from prefopt import durable, runner
 from prefopt.errors import BusyError
@@ -38,7 +38,7 @@ def lines(log: Path) -> list[str]:
     return log.read_text().split() if log.exists() else []
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(4, marks=FULL)])
+@pytest.mark.parametrize("times", [pytest.param(1, marks=PART), pytest.param(4, marks=FULL)])
 def test_four_processes_and_a_killed_holder(rig: Rig, place: Path, seed: int, times: int) -> None:
     runs = sorted(f"results/mine/runs/{name}/seed-{n}" for name in (*rig.names, "reference") for n in (0, 1))
     for number in range(times):

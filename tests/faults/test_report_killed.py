@@ -12,7 +12,7 @@ import forks
 import pytest
 from powerloss import State
 from rig import Rig, contents, difference
-from test_comparison import FULL, again
+from test_comparison import FULL, PART, again
 
 from prefopt import report
 
@@ -23,7 +23,7 @@ def tables(root: Path) -> None:
         report.build(root / "results" / "mine")
 
 
-@pytest.mark.parametrize("every", [40, pytest.param(1, marks=FULL)])
+@pytest.mark.parametrize("every", [pytest.param(40, marks=PART), pytest.param(1, marks=FULL)])
 def test_a_report_that_is_killed_is_made_again(rig: Rig, place: Path, every: int) -> None:
     def work() -> list[str]:
         root = place / "done"
