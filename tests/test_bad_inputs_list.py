@@ -22,8 +22,7 @@ OPTION = "test_bad_inputs_config.py::test_bad_option_is_refused"
 PLUGIN = "test_bad_inputs_config.py::test_bad_plugin_is_refused"
 MODEL = "test_bad_inputs_model.py::test_bad_model_is_refused"
 SERVER = "test_bad_inputs_judge.py::test_server_that_refuses"
-KILLS = "faults/test_comparison.py::test_every_fault_at_every_operation"
-REFUSALS = "faults/test_comparison.py::test_every_fault_at_every_operation"
+FAULTS = "faults/test_comparison.py::test_every_fault_at_every_operation"
 DAMAGE = "faults/test_damage.py::test_damage_in_an_interrupted_folder"
 ASIDE = "test_resume.py::test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken"
 DIFFERS = "test_resume.py::test_anything_else_that_differs_is_refused_by_name"
@@ -85,17 +84,17 @@ COVERED: dict[str, list[str]] = {
             "test_bad_inputs_config.py::test_c14_nothing_is_imported_from_the_working_folder"],
     "C15": [f"{PLUGIN}[C15 nan]", f"{PLUGIN}[C15 shape]", f"{PLUGIN}[C15 detached]", f"{PLUGIN}[C15 device]",
             f"{PLUGIN}[C15 mutates]"],
-    "K01": [KILLS, "faults/test_comparison.py::test_killed_at_random_instants",
+    "K01": [FAULTS, "faults/test_comparison.py::test_killed_at_random_instants",
             "test_signals.py::test_a_signal_ends_the_step_and_is_kept"],
     "K02": [DAMAGE, ASIDE],
     "K03": [ASIDE],
     "K04": ["test_resume.py::test_a_planted_pickle_is_never_opened"],
     "K05": ["faults/test_damage.py::test_damage_in_a_finished_folder",
             "test_results.py::test_a_run_is_complete_only_with_all_its_files_unchanged"],
-    "K06": [REFUSALS, "test_locks.py::test_a_disk_without_room_is_refused_before_any_training",
+    "K06": [FAULTS, "test_locks.py::test_a_disk_without_room_is_refused_before_any_training",
             "faults/test_writer.py::test_a_full_disk_inside_a_library_is_a_refusal"],
-    "K07": [REFUSALS, "test_locks.py::test_a_disk_that_cannot_lock_is_named"],
-    "K08": [KILLS, "test_bad_inputs_folder.py::test_k08_leftovers_of_killed_processes_are_removed_and_no_others"],
+    "K07": [FAULTS, "test_locks.py::test_a_disk_that_cannot_lock_is_named"],
+    "K08": [FAULTS, "test_bad_inputs_folder.py::test_k08_leftovers_of_killed_processes_are_removed_and_no_others"],
     "K09": ["test_bad_inputs_folder.py::test_k09_checkpoints_are_ordered_by_step_whatever_the_clock_says"],
     "K10": ["faults/test_damage.py::test_damage_in_the_cache"],
     "M01": [f"{MODEL}[M01 model]", f"{MODEL}[M01 tokenizer]",
