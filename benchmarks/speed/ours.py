@@ -27,8 +27,8 @@ from benchmarks.speed.cases import (
     initial_adapter,
     make_pairs,
 )
-from benchmarks.speed.workers import Gate, peak_gib, reset_peak
-from prefopt import make_loss
+from benchmarks.speed.workers import Gate
+from prefopt import make_loss, memory
 from prefopt.config import Train
 from prefopt.data.order import pair_order
 from prefopt.fit import Fit, fit
@@ -120,12 +120,12 @@ class Side:
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
             if step == 0:
-                reset_peak(self.case.device)
+                memory.reset_peak(self.device)
             marks.append(time.perf_counter())
 
         self.group(losses, mark, steps=warmup + steps, **options)
         times = np.diff(marks)[warmup : warmup + steps]
-        return [float(t) for t in times], peak_gib(self.case.device)
+        return [float(t) for t in times], memory.peak_gib(self.device)
 
 
 def _first(reference: Reference) -> Reference:
