@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from prefopt import sampling
 from prefopt.config import Config, Pairs
 from prefopt.data import TokenPair
-from prefopt.environment import code_files
 from prefopt.kept import kept_frame
 from prefopt.lora import AdapterBank
 from prefopt.model import Base
-from prefopt.results import digest
-from prefopt.sampling import sample
+from prefopt.results import digest, sha256_file
 from prefopt.seeding import numpy_generator
 from prefopt.tasks import Task, TaskPrompts
 
@@ -67,7 +66,7 @@ def _responses(
 
     def draw() -> pd.DataFrame:
         ids = [encode(base, text) for text in texts]
-        drawn = sample(
+        drawn = sampling.sample(
             base,
             bank,
             ids,
@@ -88,7 +87,7 @@ def _responses(
             }
         )
 
-    sampler = code_files()["sampling.py"]  # another sampler draws other responses
+    sampler = sha256_file(Path(str(sampling.__file__)))  # another sampler draws other responses
     key = digest([base.hash, task.fingerprint, texts, shape, base.device.type, sampler])
     return kept_frame(cache / "responses" / f"{key}.sealed", draw)
 
