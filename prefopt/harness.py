@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from prefopt import stopping
+from prefopt import memory, stopping
 from prefopt.config import Train
 from prefopt.data import TokenPair
 from prefopt.data.order import pair_order
@@ -114,6 +114,7 @@ def train_group(
             if (step + 1) % config.log_every == 0 or last or keep or (step + 1) % config.eval_every == 0:
                 for run in active:
                     collect(run)
+                memory.trim(base.device)
             for run in active:
                 if run.diverged_at is not None and not run.reason:
                     _leave_diverged(base, bank, run, train, order, seed)

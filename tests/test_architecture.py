@@ -67,7 +67,7 @@ ALLOWED: dict[str, frozenset[str] | set[str]] = {
     "step": MODEL,
     "fit": {*MODEL, "step"},
     "stopping": set(),
-    "harness": {*MODEL, "step", "stopping"},
+    "harness": {*MODEL, "memory", "step", "stopping"},
     "checkpoint": {*MODEL, "step"},
     "determinism": {*MODEL, "harness", "losses", "step"},
     "sampling": MODEL - {"signals"},

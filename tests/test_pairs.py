@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from prefopt import pairs, sampling
 from prefopt.config import Pairs
+from prefopt.lora import AdapterBank
+from prefopt.model import Base
 from prefopt.pairs import label
+from prefopt.tasks import TaskPrompts
 
 
 def responses(prompts: int, samples: int = 4, spread: float = 1.0) -> pd.DataFrame:
@@ -60,3 +69,20 @@ def test_a_prompt_more_moves_no_label() -> None:
     few = label(drawn[drawn["prompt_id"] < 4], Pairs(), noise=0.1)
     many = label(drawn, Pairs(), noise=0.1)
     assert many[: len(few)] == few
+
+
+def test_responses_of_another_sampler_are_not_taken_from_the_cache(
+    tiny_base: Callable[..., Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_base()
+    bank = AdapterBank(base.model, size=1, rank=2, alpha=4)
+    task: Any = SimpleNamespace(fingerprint="toy", reward=lambda texts, responses: np.zeros(len(texts)))
+    asked, settings = TaskPrompts(("the cat", "a dog"), (), ()), Pairs(samples=2, max_new_tokens=3)
+
+    def kept() -> int:
+        pairs._responses(base, bank, task, asked, settings, tmp_path)
+        return len(list((tmp_path / "responses").glob("*.sealed")))
+
+    assert kept() == kept() == 1
+    monkeypatch.setattr(sampling, "__file__", __file__)
+    assert kept() == 2
