@@ -171,7 +171,7 @@ def test_a_report_is_made_anew(rig: Rig, place: Path) -> None:
     assert out.value is None
 
 
-@pytest.mark.parametrize("times", [pytest.param(25, marks=PART), pytest.param(75, marks=FULL)])
+@pytest.mark.parametrize("times", [pytest.param(25, marks=PART), pytest.param(125, marks=FULL)])
 def test_damage_in_an_interrupted_folder(rig: Rig, place: Path, seed: int, times: int) -> None:
     """Finished runs and checkpoints beside each other: damaged ones are set aside, and the outcome is the same."""
     operations = forks.count(rig.enter(place / "count"))
@@ -196,7 +196,7 @@ def test_damage_in_an_interrupted_folder(rig: Rig, place: Path, seed: int, times
     assert not wrong, f"{len(wrong)} of {times}:\n" + "\n".join(wrong[:10])
 
 
-@pytest.mark.parametrize("times", [pytest.param(10, marks=PART), pytest.param(50, marks=FULL)])
+@pytest.mark.parametrize("times", [pytest.param(10, marks=PART), pytest.param(75, marks=FULL)])
 def test_damage_in_the_cache(rig: Rig, place: Path, seed: int, times: int) -> None:
     """A damaged entry is made again, or refused: the outcome is the same."""
 
