@@ -22,7 +22,7 @@ def chunks(n_rows: int, vocabulary: int, elements: int = CHUNK_ELEMENTS) -> Iter
 
 
 def tiles(logits: Tensor) -> Iterator[slice]:
-    """Slices of the rows of (C, V) logits to go over several times in a row: small on a CPU, all of them elsewhere."""
+    """Slices of the rows of (..., C, V) logits to go over several times: few rows on a CPU, all of them elsewhere."""
     elements = TILE_ELEMENTS if logits.device.type == "cpu" else logits.numel()
     return chunks(logits.shape[-2], logits.shape[-1], elements)
 
@@ -48,7 +48,8 @@ class _TokenLogps(torch.autograd.Function):
                 exp = logits.sub_(top).exp_()
                 torch.sum(exp, 1, keepdim=True, out=total[tile])
                 logps[tile] = picked - top - total[tile].log()
-                rounded[tile] = exp
+                if gradient is not None:
+                    rounded[tile] = exp
             out[part] = logps.squeeze(1)
             if gradient is not None:
                 mean = (rounded @ weight).float().div_(total)

@@ -66,9 +66,8 @@ def squares(counters: Tensor, keys: Tensor) -> Tensor:
     return (x >> 32) & 0xFFFFFFFF
 
 
-def exponential(keys: Tensor, position: int, vocabulary: int) -> Tensor:
-    """(n, V) float32 standard exponential noise, always positive, of n slots' keys (n, 1) at a position."""
-    counters = torch.arange(vocabulary, device=keys.device) + position * vocabulary
+def exponential(keys: Tensor, counters: Tensor) -> Tensor:
+    """(n, V) float32 standard exponential noise, always positive, from n slots' keys (n, 1) and V counters."""
     # Half a step above 0, so never 0; of the smallest values, which decide what is drawn, no digit is lost.
     uniform = (squares(counters, keys).float() + 0.5) * 2.0**-32
     return uniform.neg_().log1p_().neg_()
@@ -293,15 +292,15 @@ def _decode(
 
 
 def _draw(decoder: _Decoder, keys: Tensor, position: int, copies: int, temperature: float, base: Base) -> Tensor:
-    """(copies, n) next tokens: the largest of logits / temperature minus log of exponential noise."""
+    """(copies, n) next tokens: the largest of logits minus temperature times log of exponential noise."""
     n, vocabulary = len(keys), base.head.shape[0]
+    counters = torch.arange(position * vocabulary, (position + 1) * vocabulary, device=base.device)
     out = torch.empty(copies, n, dtype=torch.int64, device=base.device)
     offsets = torch.arange(copies, device=base.device)[:, None] * n
     for part in chunks(n, vocabulary * copies):
         columns = torch.arange(part.start, part.stop, device=base.device)
         logits = decoder.logits((offsets + columns).flatten()).view(copies, len(columns), vocabulary)
         for tile in tiles(logits):
-            scores = logits[:, tile].float() / temperature
-            noise = exponential(keys[part][tile], position, vocabulary)
-            out[:, part][:, tile] = scores.sub_(noise.log_()).argmax(-1)
+            noise = exponential(keys[part][tile], counters).log_()
+            out[:, part][:, tile] = logits[:, tile].float().sub_(noise, alpha=temperature).argmax(-1)
     return out
