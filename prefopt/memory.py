@@ -28,11 +28,16 @@ def trim(device: torch.device) -> None:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Give back what is free, and begin to measure the peak anew.
+    """Give back what is free, and begin to measure the peak anew."""
+    give_back(device)
+    forget_peak(device)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Begin to measure the peak anew, and leave memory as it is.
 
     Where the system cannot forget a process's peak (it can on Linux), ``peak_gib`` is that since the process began.
     """
-    give_back(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return

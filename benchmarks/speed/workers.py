@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
+
+import torch
+
+from prefopt import memory
 
 
 class Stopped(Exception):  # noqa: N818 - raised to leave a training loop, not because something went wrong
@@ -28,13 +29,13 @@ class Gate:
     """
 
     def __init__(self, connection: Connection, device: str) -> None:
-        self.connection, self.device = connection, device
+        self.connection, self.device = connection, torch.device(device)
         self.left = 0
         self.began = 0.0
 
     def open(self, facts: dict[str, Any]) -> None:
         """Report that everything is prepared; wait for the first block."""
-        reset_peak(self.device)
+        memory.forget_peak(self.device)
         self._report(facts)
 
     def step_done(self, facts: dict[str, Any] | None = None) -> None:
@@ -43,7 +44,7 @@ class Gate:
         if self.left == 0:
             self._synchronise()
             seconds = time.perf_counter() - self.began
-            peak = peak_gib(self.device)
+            peak = memory.peak_gib(self.device)
             self._release()
             self._report({"seconds": seconds, "peak_gib": peak, **(facts or {})})
 
@@ -52,48 +53,20 @@ class Gate:
         self.left = self.connection.recv()
         if not self.left:
             raise Stopped
-        reset_peak(self.device)
+        memory.forget_peak(self.device)
         self._synchronise()
         self.began = time.perf_counter()
 
     def _synchronise(self) -> None:
-        if self.device == "cuda":
-            import torch
-
+        if self.device.type == "cuda":
             torch.cuda.synchronize()
 
     def _release(self) -> None:
         """Hand cached memory back, for the other side's block; the next one's first step allocates it again."""
-        if self.device == "cuda":
-            import torch
-
+        if self.device.type == "cuda":
             free, total = torch.cuda.mem_get_info()
             if free < total // 2:
                 torch.cuda.empty_cache()
-
-
-def peak_gib(device: str) -> float:
-    """Peak memory of this process since ``reset_peak``, GiB: of its tensors on CUDA, resident on the CPU."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated() / 2**30
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 2**20
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def reset_peak(device: str) -> None:
-    """Count the peak from here on, where the system can."""
-    if device == "cuda":
-        import torch
-
-        torch.cuda.reset_peak_memory_stats()
-        return
-    with suppress(OSError):  # 5 resets the high-water mark
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def _serve(connection: Connection, work: Callable[..., None], arguments: dict[str, Any]) -> None:
