@@ -25,7 +25,7 @@ def table(file: str, columns: str | None) -> str:
     """The table of a block, with some of its columns in the order asked for."""
     if file == "prefopt losses":
         import prefopt
-        from prefopt.catalogue import markdown_table
+        from prefopt.losses.catalogue import markdown_table
 
         _ = prefopt.losses
         return markdown_table().strip()
@@ -69,7 +69,7 @@ def main() -> int:
 def draw_family(path: Path) -> None:
     """The picture of the registered losses."""
     import prefopt
-    from prefopt.catalogue import plot_family
+    from prefopt.losses.catalogue import plot_family
 
     _ = prefopt.losses
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from prefopt.interface import ChosenRejected, Loss, OffScaleWarning, PairLogps, TokenStats, hyper
-from prefopt.registry import register
+from prefopt.contract.loss import ChosenRejected, Loss, OffScaleWarning, PairLogps, TokenStats, hyper
+from prefopt.contract.registry import register
 
 if TYPE_CHECKING:
     from prefopt import losses
-    from prefopt.registry import loss_names, make_loss
+    from prefopt.contract.registry import loss_names, make_loss
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,5 +34,5 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     losses = importlib.import_module("prefopt.losses")
-    registry = importlib.import_module("prefopt.registry")
+    registry = importlib.import_module("prefopt.contract.registry")
     return losses if name == "losses" else getattr(registry, name)

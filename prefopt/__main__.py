@@ -1,6 +1,6 @@
 """``python -m prefopt``."""
 
-from prefopt.cli import main
+from prefopt.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -9,8 +9,8 @@ import tiny
 import torch
 
 import prefopt
-from prefopt import registry
-from prefopt.model import Base, load_base
+from prefopt.contract import registry
+from prefopt.model.base import Base, load_base
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 _ = prefopt.losses

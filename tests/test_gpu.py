@@ -10,18 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_harness import pair_set, scored
-from test_scoring import by_hand, pairs
+from rows import by_hand, pairs
+from training import pair_set, scored
 
-from prefopt import flash, make_loss
-from prefopt.config import Train
-from prefopt.harness import train_group
-from prefopt.lora import AdapterBank
-from prefopt.model import Base, load_base
-from prefopt.packing import pack, use_layout
-from prefopt.sampling import sample
-from prefopt.scoring import pair_rows, response_logps, score_rows
-from prefopt.step import Run
+from prefopt import make_loss
+from prefopt.config.schema import Train
+from prefopt.model import attention
+from prefopt.model.adapters import AdapterBank
+from prefopt.model.base import Base, load_base
+from prefopt.model.generate import sample
+from prefopt.model.logps import pair_rows, response_logps, score_rows
+from prefopt.model.packing import pack, use_layout
+from prefopt.train.loop import train_group
+from prefopt.train.state import Run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -102,16 +103,16 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_flash_attention_equals_attention_under_the_mask(
     copies: int, cuda_base: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if flash._varlen is None:
+    if attention._varlen is None:
         pytest.skip("this PyTorch has no varlen_attn")
     calls = []
-    real = flash._varlen
-    monkeypatch.setattr(flash, "_varlen", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))
+    real = attention._varlen
+    monkeypatch.setattr(attention, "_varlen", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))
     base = cuda_base(dtype="bfloat16")
     calls.clear()
     values, gradient = logps_and_gradient(base, copies)
     assert calls, "flash attention was not used"
-    monkeypatch.setattr(flash, "_varlen", None)
+    monkeypatch.setattr(attention, "_varlen", None)
     masked_values, masked = logps_and_gradient(base, copies)
     exact_values, exact = logps_and_gradient(cuda_base(device="cpu"), copies)
     # Both round to bfloat16: each may be off by as much as the other is.

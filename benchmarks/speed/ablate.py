@@ -12,11 +12,12 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from prefopt import flash, signals, step
-from prefopt.head import token_logps
-from prefopt.model import Base
-from prefopt.packing import PackedRows, use_layout
-from prefopt.scoring import pair_rows, response_logps
+from prefopt.model import attention
+from prefopt.model.base import Base
+from prefopt.model.head import token_logps
+from prefopt.model.logps import pair_rows, response_logps
+from prefopt.model.packing import PackedRows, use_layout
+from prefopt.train import microbatch, step
 
 if TYPE_CHECKING:
     from benchmarks.speed.ours import Side
@@ -29,7 +30,7 @@ def without(name: str, side: Side) -> AbstractContextManager[Any]:
 
 def _prefix(side: Side) -> AbstractContextManager[Any]:
     """Two rows a pair, each with the prompt."""
-    return patch.object(signals, "pair_rows", lambda pairs, *, shared: pair_rows(pairs, shared=False))
+    return patch.object(microbatch, "pair_rows", lambda pairs, *, shared: pair_rows(pairs, shared=False))
 
 
 def _reference(side: Side) -> AbstractContextManager[Any]:
@@ -57,12 +58,12 @@ def _head(side: Side) -> AbstractContextManager[Any]:
         index, targets = torch.cat([rows.predictors, rest]), torch.cat([rows.targets, torch.zeros_like(rest)])
         return token_logps(hidden.index_select(0, index), base.head, targets)[: len(rows.predictors)]
 
-    return patch.object(signals, "scored_logps", scored)
+    return patch.object(microbatch, "scored_logps", scored)
 
 
 def _packing(side: Side) -> AbstractContextManager[Any]:
     """Rows padded to the longest of the batch, so that linear layers see padding too."""
-    pack = signals.pack
+    pack = microbatch.pack
 
     def padded(*args: Any, **kwargs: Any) -> PackedRows:
         rows = pack(*args, **kwargs)
@@ -80,7 +81,7 @@ def _packing(side: Side) -> AbstractContextManager[Any]:
             sequences=None,
         )
 
-    return patch.object(signals, "pack", padded)
+    return patch.object(microbatch, "pack", padded)
 
 
 @contextmanager
@@ -105,7 +106,7 @@ def _forward(side: Side) -> Iterator[None]:
 
 def _flash(side: Side) -> AbstractContextManager[Any]:
     """Attention by a dense mask over padded rows."""
-    return patch.object(flash, "_varlen", None)
+    return patch.object(attention, "_varlen", None)
 
 
 def _by_option(side: Side) -> AbstractContextManager[Any]:

@@ -16,7 +16,7 @@ from tokenizers.models import WordLevel
 from torch import Tensor, nn
 
 from prefopt.data import TokenPair
-from prefopt.model import local_folder
+from prefopt.model.source import local_folder
 
 RANK, ALPHA, BETA, LEARNING_RATE = 16, 32.0, 0.1, 5e-4
 

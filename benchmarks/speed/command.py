@@ -25,10 +25,12 @@ import torch
 from benchmarks.speed.cases import Case
 from benchmarks.speed.render import render
 from benchmarks.speed.sections import CUDA_ONLY, SECTIONS, Plan, check_parity
-from prefopt.environment import commit, device_facts, packages
+from prefopt.comparison.provenance import commit, packages
 from prefopt.errors import PrefoptError, UsageError
-from prefopt.model import EMBEDDED_MODEL, local_folder, pick_device, pick_dtype
-from prefopt.results import write_frame, write_json
+from prefopt.model.base import EMBEDDED_MODEL
+from prefopt.model.source import local_folder
+from prefopt.runtime.device import device_facts, pick_device, pick_dtype
+from prefopt.storage.formats import write_frame, write_json
 
 
 def parse() -> argparse.Namespace:

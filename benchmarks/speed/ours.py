@@ -28,17 +28,18 @@ from benchmarks.speed.cases import (
     make_pairs,
 )
 from benchmarks.speed.workers import Gate
-from prefopt import make_loss, memory
-from prefopt.config import Train
+from prefopt import make_loss
+from prefopt.config.schema import Train
 from prefopt.data.order import pair_order
-from prefopt.fit import Fit, fit
-from prefopt.harness import PairSet, train_group
-from prefopt.lora import AdapterBank
-from prefopt.model import Base, choose_path
-from prefopt.results import digest
-from prefopt.sampling import sample
-from prefopt.scoring import Reference, reference_logps
-from prefopt.step import Run
+from prefopt.model.adapters import AdapterBank
+from prefopt.model.base import Base, choose_path
+from prefopt.model.generate import sample
+from prefopt.runtime import memory
+from prefopt.storage.hashing import digest
+from prefopt.train.autosize import Fit, fit
+from prefopt.train.loop import train_group
+from prefopt.train.pairset import PairSet, Reference, reference_logps
+from prefopt.train.state import Run
 
 LOSSES = ("dpo", "cdpo", "simpo", "ipo")
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")  # what a sampler cannot do without

@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from prefopt.results import write_bytes, write_text
+from prefopt.storage.formats import write_text
+from prefopt.storage.results import write_bytes
 
 Frames = dict[str, pd.DataFrame]
 COLOURS = {"trl default": "#9a9a9a", "trl tuned": "#d08c1f", "prefopt": "#1f5fa8"}

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from prefopt import memory
+from prefopt.runtime import memory
 
 
 class Stopped(Exception):  # noqa: N818 - raised to leave a training loop, not because something went wrong

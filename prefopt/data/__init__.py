@@ -1,9 +1,9 @@
 """Preference pairs: read and validate them, tokenise them, split and order them, write them."""
 
 from prefopt.data.encode import encode_conversations, encode_prompt, encode_prompts, encode_response
-from prefopt.data.facts import pair_facts
 from prefopt.data.load import check_unchanged, load_pairs
 from prefopt.data.order import check_no_leak, pair_order, require_enough, split_by_prompt
+from prefopt.data.summary import pair_facts
 from prefopt.data.tokenize import hash_ids, tokenize_pairs
 from prefopt.data.types import BadRows, LoadedPairs, LoadReport, Message, Pair, Text, TokenizedPairs, TokenPair
 from prefopt.data.write import pairs_to_rows, write_jsonl

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from prefopt.data.types import LoadedPairs, Pair
 from prefopt.data.validate import prompt_key
 from prefopt.errors import DataError, UsageError
-from prefopt.seeding import derive_seed, numpy_generator
+from prefopt.runtime.seeding import derive_seed, numpy_generator
 
 
 def split_by_prompt(

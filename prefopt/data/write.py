@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.data.types import Pair, Text
-from prefopt.durable import write_bytes
+from prefopt.storage.durable import write_bytes
 
 
 def pairs_to_rows(pairs: Iterable[Pair]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from prefopt.judges.cache import Cache
 from prefopt.judges.contract import PairwiseJudge, PointwiseJudge, Shown, Verdict, parse_reply, question_text
 from prefopt.judges.endpoint import EndpointJudge, Limits, key_from_environment
 from prefopt.judges.imported import FileJudge
-from prefopt.tasks import Task
+from prefopt.tasks.base import Task
 
 KINDS = ("oracle", "rm", "lm", "openai", "file")
 
@@ -76,13 +76,14 @@ def make_judge(
         return EndpointJudge(subject, base_url=base_url, key=key_from_environment(key_variable), limits=limits)
     if kind == "lm":
         from prefopt.judges.local import LocalJudge
-        from prefopt.model import load_base, pick_device
+        from prefopt.model.base import load_base
+        from prefopt.runtime.device import pick_device
 
         return LocalJudge(load_base(subject, device=pick_device(device)))
-    from prefopt.judges.pointwise import OracleJudge, RewardModelJudge
+    from prefopt.judges.reward import OracleJudge, RewardModelJudge
 
     if kind == "oracle":
         return OracleJudge(task())
-    from prefopt.model import pick_device
+    from prefopt.runtime.device import pick_device
 
     return RewardModelJudge(subject, device=pick_device(device))

@@ -18,7 +18,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from prefopt.results import digest
+from prefopt.storage.hashing import digest
 
 Floats = npt.NDArray[np.float64]
 

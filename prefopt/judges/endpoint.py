@@ -19,7 +19,7 @@ import httpx2
 
 from prefopt.errors import IncompleteError, MachineError, UsageError
 from prefopt.judges.contract import TEMPLATE_HASH, Shown, Verdict, parse_reply, question_text, short_name
-from prefopt.results import digest
+from prefopt.storage.hashing import digest
 
 BODY_LIMIT = 1 << 20  # bytes of a reply; a verdict is one letter
 LONGEST_WAIT_S = 60.0

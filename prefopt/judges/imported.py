@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prefopt.errors import DataError
 from prefopt.judges.contract import Shown, Verdict
-from prefopt.results import digest, sha256_file
+from prefopt.storage.hashing import digest, sha256_file
 
 _WORDS = {"a": 1.0, "b": 0.0, "tie": 0.5}
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from prefopt.data import Message, encode_prompts
 from prefopt.judges.contract import TEMPLATE_HASH, Shown, Verdict, question_text, short_name
-from prefopt.model import Base
-from prefopt.packing import Row
-from prefopt.results import digest
-from prefopt.scoring import score_rows
+from prefopt.model.base import Base
+from prefopt.model.logps import score_rows
+from prefopt.model.packing import Row
+from prefopt.storage.hashing import digest
 
 QUESTIONS_PER_PASS = 64  # verdicts are in the cache after each pass, so that little is lost when it is stopped
 

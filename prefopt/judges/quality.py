@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from prefopt.results import REFERENCE
+from prefopt.storage.schema import REFERENCE
 
 MOST_UNUSABLE = 0.05
 MOST_UNUSABLE_APART = 0.03  # between variants: beyond it, what is missing is not missing at random

@@ -12,7 +12,8 @@ import pandas as pd
 from prefopt.errors import UsageError
 from prefopt.judges import controls
 from prefopt.judges.contract import Shown
-from prefopt.results import REFERENCE, SAMPLE_COLUMNS, ResultsFolder
+from prefopt.storage.results import ResultsFolder
+from prefopt.storage.schema import REFERENCE, SAMPLE_COLUMNS
 
 CONTROL_PROMPTS = 16
 CELL = ["variant", "opponent", "seed", "prompt_id"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.interface import ChosenRejected, Loss, PairLogps, hyper
-from prefopt.registry import register
+from prefopt.contract.loss import ChosenRejected, Loss, PairLogps, hyper
+from prefopt.contract.registry import register
 
 
 @register("noop")

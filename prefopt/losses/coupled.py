@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.interface import ChosenRejected, Loss, PairLogps, hyper
-from prefopt.registry import register
+from prefopt.contract.loss import ChosenRejected, Loss, PairLogps, hyper
+from prefopt.contract.registry import register
 
 
 @register("kto")

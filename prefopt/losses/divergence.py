@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.interface import ChosenRejected, Loss, PairLogps, hyper
-from prefopt.losses.stable import exp_linear
-from prefopt.registry import register
+from prefopt.contract.loss import ChosenRejected, Loss, PairLogps, hyper
+from prefopt.contract.registry import register
+from prefopt.losses.numerics import exp_linear
 
 
 @register("fdpo")

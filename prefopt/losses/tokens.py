@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.interface import ChosenRejected, Loss, PairLogps, TokenStats, hyper
-from prefopt.registry import register
+from prefopt.contract.loss import ChosenRejected, Loss, PairLogps, TokenStats, hyper
+from prefopt.contract.registry import register
 
 
 def _tokens(logps: PairLogps) -> tuple[TokenStats, TokenStats]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from prefopt import durable, results
-from prefopt.report import figures, html, markdown
-from prefopt.report.analyse import analyse
-from prefopt.report.catalogue import BUILDERS, build_tables
-from prefopt.report.load import load
+from prefopt.analysis.analyse import analyse
+from prefopt.analysis.load import load
+from prefopt.report import html, markdown
+from prefopt.report.figures import render
 from prefopt.report.samples import side_by_side
-from prefopt.report.tables import to_frame, to_markdown
+from prefopt.report.tables.computed import BUILDERS, build_tables
+from prefopt.report.tables.table import to_frame, to_markdown
+from prefopt.storage import durable, formats
 
 __all__ = ["build"]
 
@@ -35,19 +36,19 @@ def build(folder: Path) -> Path:
     comparison = load(folder)
     found = analyse(comparison)
     tables = build_tables(found)
-    drawn = figures.render(found)
+    drawn = render.render(found)
     page = html.render(found, tables, drawn, side_by_side(comparison, found))
 
-    results.write_json(folder / "results.json", found)
+    formats.write_json(folder / "results.json", found)
     for name, table in tables.items():
-        results.write_frame(folder / "tables" / f"{name}.csv", to_frame(table))
-        results.write_text(folder / "tables" / f"{name}.md", to_markdown(table))
+        formats.write_frame(folder / "tables" / f"{name}.csv", to_frame(table))
+        formats.write_text(folder / "tables" / f"{name}.md", to_markdown(table))
     for name, (svg, png) in drawn.items():
         durable.write_bytes(folder / "figures" / f"{name}.svg", svg)
         durable.write_bytes(folder / "figures" / f"{name}.png", png)
     _remove_stale(folder, tables, drawn)
-    results.write_text(folder / "report.md", markdown.render(found, tables, drawn))
-    results.write_text(folder / "report.html", page)
+    formats.write_text(folder / "report.md", markdown.render(found, tables, drawn))
+    formats.write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
@@ -55,7 +56,7 @@ def _remove_stale(folder: Path, tables: Collection[str], drawn: Collection[str])
     """Take away tables and figures of an earlier report that this one does not have."""
     for place, known, kept, kinds in (
         ("tables", BUILDERS, tables, ("csv", "md")),
-        ("figures", figures.FIGURES, drawn, ("svg", "png")),
+        ("figures", render.FIGURES, drawn, ("svg", "png")),
     ):
         for name in set(known) - set(kept):
             for kind in kinds:

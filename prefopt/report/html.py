@@ -15,7 +15,7 @@ from markupsafe import Markup
 from prefopt.report.markdown import subtitle_bits
 from prefopt.report.methods import SOURCES, methods, reproduce
 from prefopt.report.prose import CAPTIONS, sections
-from prefopt.report.tables import Column, Table, show, sort_key
+from prefopt.report.tables.table import Column, Table, show, sort_key
 
 HERE = Path(__file__).parent
 # More rows than this are left to the CSV: the file has to stay small enough to send by mail.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from prefopt.analysis.sentences import counted
 from prefopt.report.methods import SOURCES, methods, reproduce
 from prefopt.report.prose import CAPTIONS, Section, sections
-from prefopt.report.tables import Table, markdown_safe, to_markdown
-from prefopt.report.words import counted
+from prefopt.report.tables.table import Table, markdown_safe, to_markdown
 
 Row = Mapping[str, Any]
 # Longer tables are left to their own files; a page of a thousand rows is not read.

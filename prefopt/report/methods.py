@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prefopt.report.controls import single_t
-from prefopt.report.words import counted, listed
+from prefopt.analysis.selftest import single_t
+from prefopt.analysis.sentences import counted, listed
 
 Row = Mapping[str, Any]
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prefopt.report.controls import selftest_text
-from prefopt.report.words import counted, listed
+from prefopt.analysis.sentences import counted, listed
+from prefopt.report.selftest import selftest_text
 
 Row = Mapping[str, Any]
 

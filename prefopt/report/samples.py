@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from prefopt.report.load import Comparison
-from prefopt.results import REFERENCE
+from prefopt.analysis.load import Comparison
+from prefopt.storage.schema import REFERENCE
 
 Row = dict[str, Any]
 MOST_PROMPTS = 48

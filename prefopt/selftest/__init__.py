@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefopt.results import ResultsFolder, write_json
 from prefopt.selftest.control import Control
+from prefopt.storage.formats import write_json
+from prefopt.storage.results import ResultsFolder
 
 __all__ = ["Control", "as_text", "run_levels", "write"]
 

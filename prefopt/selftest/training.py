@@ -14,14 +14,17 @@ import numpy as np
 import torch
 
 from prefopt import losses
-from prefopt.config import Evaluation, Train
-from prefopt.evaluate import PolicySamples, Prompts, draw_samples, oracle_judgements, score_samples
-from prefopt.harness import PairSet, heldout_logps, train_group
-from prefopt.registry import make_loss
-from prefopt.results import REFERENCE
+from prefopt.config.schema import Evaluation, Train
+from prefopt.contract.registry import make_loss
+from prefopt.evaluate.samples import PolicySamples, Prompts, draw_samples, score_samples
+from prefopt.judges.gold import oracle_judgements
 from prefopt.selftest import world
 from prefopt.selftest.control import Control
-from prefopt.step import Run
+from prefopt.storage.schema import REFERENCE
+from prefopt.train.heldout import heldout_logps
+from prefopt.train.loop import train_group
+from prefopt.train.pairset import PairSet
+from prefopt.train.state import Run
 
 _ = losses  # registers the built-in losses
 

@@ -21,16 +21,16 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from prefopt.config import Pairs
-from prefopt.harness import PairSet
-from prefopt.lora import AdapterBank
-from prefopt.model import Base, choose_path
-from prefopt.packing import Row
-from prefopt.pairs import label
-from prefopt.results import digest
-from prefopt.sampling import Sample, sample
-from prefopt.scoring import reference_logps, score_rows
-from prefopt.tasks import DataTask
+from prefopt.config.schema import Pairs
+from prefopt.model.adapters import AdapterBank
+from prefopt.model.base import Base, choose_path
+from prefopt.model.generate import Sample, sample
+from prefopt.model.logps import score_rows
+from prefopt.model.packing import Row
+from prefopt.prepare.onpolicy import label
+from prefopt.storage.hashing import digest
+from prefopt.tasks.base import DataTask
+from prefopt.train.pairset import PairSet, reference_logps
 
 Floats = npt.NDArray[np.float64]
 WORDS = 6

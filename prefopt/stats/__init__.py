@@ -41,16 +41,8 @@ from prefopt.stats.pairs import (
     pair_metrics,
     reliability,
 )
-from prefopt.stats.power import (
-    PowerRow,
-    minimum_detectable_effect,
-    power,
-    power_table,
-    prompts_needed,
-    seeds_needed,
-)
+from prefopt.stats.power import PowerRow, minimum_detectable_effect, power, power_table, prompts_needed, seeds_needed
 from prefopt.stats.ratings import ELO_PER_LOGIT, Ratings, bradley_terry, fit_bradley_terry
-from prefopt.stats.texts import compression_ratio, distinct_n
 from prefopt.stats.verdicts import Verdict, holm, sign_flip, smallest_sign_flip, verdict
 
 __all__ = [
@@ -79,9 +71,7 @@ __all__ = [
     "calibrate",
     "clustered",
     "combine_variance",
-    "compression_ratio",
     "displacement",
-    "distinct_n",
     "fit_bradley_terry",
     "fit_tau",
     "holm",

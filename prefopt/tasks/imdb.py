@@ -24,8 +24,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from prefopt.errors import MachineError, UsageError
-from prefopt.seeding import derive_seed, numpy_generator
-from prefopt.tasks import TaskPrompts
+from prefopt.runtime.seeding import derive_seed, numpy_generator
+from prefopt.tasks.base import TaskPrompts
 from prefopt.tasks.sentiment import SentimentReward
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ import sklearn
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from prefopt.durable import write_bytes
-from prefopt.seeding import numpy_generator
+from prefopt.runtime.seeding import numpy_generator
+from prefopt.storage.durable import write_bytes
 
 Floats = npt.NDArray[np.float64]
 

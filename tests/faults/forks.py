@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from prefopt import durable
 from prefopt.errors import MachineError, PrefoptError
+from prefopt.storage import durable
 
 SECONDS = 90.0  # of one victim; beyond it, it hangs
 

@@ -22,10 +22,12 @@ import peft
 import tiny
 import torch
 
-from prefopt import durable, environment, materials, runner
-from prefopt.config import Config
-from prefopt.settings import load
-from prefopt.tasks import TaskPrompts
+from prefopt.comparison import provenance, runner
+from prefopt.config.load import load
+from prefopt.config.schema import Config
+from prefopt.prepare import materials
+from prefopt.storage import durable
+from prefopt.tasks.base import TaskPrompts
 
 VARIANTS = ("dpo", "bco")  # bco carries a moving average from step to step
 WORDS = ("cat", "dog", "hat", "mat", "rat", "hen", "cow", "owl")
@@ -67,7 +69,7 @@ class Rig:
         self.place = place
         self.model = tiny.save(place / "model", "llama")
         self.config, self.names = self.configured(), VARIANTS
-        self.same = {name: getattr(environment, name)() for name in ("packages", "code_files", "code_hash", "commit")}
+        self.same = {name: getattr(provenance, name)() for name in ("packages", "code_files", "code_hash", "commit")}
         self.warm, self.first = place / "warm", place / "first"
         self.warm.mkdir()
         threads, here = torch.get_num_threads(), Path.cwd()
@@ -113,7 +115,7 @@ class Rig:
                 (materials, "load_task", ToyTask()),
                 (os, "fsync", None),
                 (peft.PeftModel, "create_or_update_model_card", None),
-                *((environment, name, value) for name, value in self.same.items()),
+                *((provenance, name, value) for name, value in self.same.items()),
             ):
                 stack.enter_context(mock.patch.object(owner, name, return_value=value))
             yield

@@ -15,7 +15,7 @@ import pytest
 from powerloss import Disk, State
 from rig import Rig
 
-from prefopt import durable
+from prefopt.storage import durable
 
 FULL, PART = pytest.mark.faults, pytest.mark.part
 LOCK = Path("results/mine/.lock")

@@ -15,12 +15,13 @@ import pytest
 from rig import Rig, contents, difference
 from test_comparison import FULL, PART, again
 
-from prefopt import identity
+from prefopt.analysis.load import load
+from prefopt.comparison import resume
 from prefopt.errors import PrefoptError, UsageError
-from prefopt.model import pick_device
-from prefopt.report import build, figures
-from prefopt.report.load import load
-from prefopt.results import ResultsFolder
+from prefopt.report import build
+from prefopt.report.figures import render
+from prefopt.runtime.device import pick_device
+from prefopt.storage.results import ResultsFolder
 
 DERIVED = ("tables/", "figures/", "report.", "results.json")  # made anew by every report
 
@@ -51,7 +52,7 @@ def refused_by_compare(rig: Rig, place: Path) -> bool:
     """Whether the comparison sees, before it trains anything, that something is not as it was written."""
     folder, device = ResultsFolder(place / "results" / "mine"), pick_device("cpu")
     try:
-        identity.refuse_other(folder, rig.config, device)
+        resume.refuse_other(folder, rig.config, device)
         missing = [(n, s) for n in (*map(str, rig.names), "reference") for s in (0, 1) if not folder.finished(n, s)]
         damaged = [(n, s) for n in (*rig.names, "reference") for s in (0, 1) if folder.damage(n, s) is not None]
         folder.judgements()
@@ -113,7 +114,7 @@ def plan(times: int) -> list[str]:
 def finished(rig: Rig, place: Path) -> Path:
     """A finished comparison with its report."""
     shutil.copytree(rig.first, place, symlinks=True)
-    figures.render = lambda found: {"none": (b"<svg/>", b"png")}  # type: ignore[assignment]
+    render.render = lambda found: {"none": (b"<svg/>", b"png")}  # type: ignore[assignment]
     build(place / "results" / "mine")
     return place
 

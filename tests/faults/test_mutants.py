@@ -17,10 +17,12 @@ from rig import Rig
 from test_comparison import FULL, PART, faulty, killed
 from test_damage import Damages
 
-from prefopt import checkpoint, durable, outcome, results, runner
-from prefopt.checkpoint import Checkpoints
+from prefopt.comparison import record, runner
 from prefopt.errors import MachineError
-from prefopt.results import ResultsFolder
+from prefopt.storage import durable, results
+from prefopt.storage.results import ResultsFolder
+from prefopt.train import checkpoint
+from prefopt.train.checkpoint import Checkpoints
 
 
 def after_restore(change: Callable[[Any, Any], None]) -> Any:
@@ -51,7 +53,7 @@ _write = Checkpoints.write
 
 def _judges_only_after_training() -> Any:
     trained: list[bool] = []
-    prepare, judge = runner.prepare, outcome.judge
+    prepare, judge = runner.prepare, record.judge
 
     def prepared(*values: Any) -> Any:
         trained.append(True)
@@ -59,7 +61,7 @@ def _judges_only_after_training() -> Any:
 
     stack = mock.patch.multiple(runner, prepare=prepared)
     stack.start()
-    return mock.patch.object(outcome, "judge", lambda folder: judge(folder) if trained else None)
+    return mock.patch.object(record, "judge", lambda folder: judge(folder) if trained else None)
 
 
 def _full_disk_ignored(path: Path, data: bytes) -> None:

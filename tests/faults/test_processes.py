@@ -14,8 +14,9 @@ import pytest
 from rig import Rig, Silent
 from test_comparison import FULL, PART
 
-from prefopt import durable, runner
+from prefopt.comparison import runner
 from prefopt.errors import BusyError
+from prefopt.storage import durable
 
 POLL = 0.005
 

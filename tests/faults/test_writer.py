@@ -16,8 +16,8 @@ import pytest
 import writer
 from powerloss import Disk, State
 
-from prefopt import durable
 from prefopt.errors import MachineError
+from prefopt.storage import durable, folders
 
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EACCES)
 
@@ -120,9 +120,9 @@ def damage(place: Path, want: list[dict[str, Any]], seed: int) -> Iterator[str]:
     writer.work(root)
     draw = random.Random(seed)
     readers = {
-        root / "x" / "step-1": durable.read_folder,
+        root / "x" / "step-1": folders.read_folder,
         root / "x" / "sealed": durable.read_sealed,
-        root / "model": durable.check_folder,
+        root / "model": folders.check_folder,
     }
     for number in range(400):
         top, read = list(readers.items())[number % 3]
@@ -166,7 +166,7 @@ def test_a_full_disk_inside_a_library_is_a_refusal(place: Path) -> None:
 
     def full() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        durable.fill_folder(
+        folders.fill_folder(
             place / "adapter", lambda folder: save_file({"a": np.zeros(9999)}, folder / "a.safetensors")
         )
 
@@ -177,11 +177,11 @@ def test_a_full_disk_inside_a_library_is_a_refusal(place: Path) -> None:
 
 
 def test_a_folder_with_a_manifest_refuses_additions(place: Path) -> None:
-    durable.fill_folder(place / "model", lambda folder: folder.joinpath("a").write_bytes(b"1") and None, manifest=True)
-    durable.check_folder(place / "model")
+    folders.fill_folder(place / "model", lambda folder: folder.joinpath("a").write_bytes(b"1") and None, manifest=True)
+    folders.check_folder(place / "model")
     (place / "model" / "pytorch_model.bin").write_bytes(b"2")
     with pytest.raises(durable.DamagedError, match=r"pytorch_model\.bin is not in the manifest"):
-        durable.check_folder(place / "model")
+        folders.check_folder(place / "model")
 
 
 @pytest.mark.faults

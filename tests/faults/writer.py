@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from prefopt import durable
 from prefopt.errors import MachineError
+from prefopt.storage import durable, folders
 
 ONE, TWO = ({"a.bin": bytes(range(256)) * n, "in/b.json": b"[%d]" % n} for n in (3, 5))
 GONE = "gone"
@@ -30,17 +30,17 @@ def _fill(*sizes: int) -> Callable[[Path], None]:
 
 STEPS: tuple[Callable[[Path], Any], ...] = (
     lambda root: durable.write_bytes(root / "x" / "y" / "note", b"first"),
-    lambda root: durable.write_folder(root / "x" / "step-1", ONE),
+    lambda root: folders.write_folder(root / "x" / "step-1", ONE),
     lambda root: durable.write_bytes(root / "x" / "y" / "note", b"the second, longer one"),
-    lambda root: durable.fill_folder(root / "filled", _fill(5, 7000)),
-    lambda root: durable.write_folder(root / "x" / "step-1", TWO),
-    lambda root: durable.fill_folder(root / "filled", _fill(9)),
+    lambda root: folders.fill_folder(root / "filled", _fill(5, 7000)),
+    lambda root: folders.write_folder(root / "x" / "step-1", TWO),
+    lambda root: folders.fill_folder(root / "filled", _fill(9)),
     lambda root: durable.write_bytes(root / "extra", b"to be removed"),
     lambda root: durable.remove(root / "extra"),
     lambda root: durable.remove(root / "filled"),
-    lambda root: durable.write_folder(root / "x" / "step-2", ONE),
+    lambda root: folders.write_folder(root / "x" / "step-2", ONE),
     lambda root: durable.write_sealed(root / "x" / "sealed", bytes(range(200))),
-    lambda root: durable.fill_folder(root / "model", _fill(5, 7000), manifest=True),
+    lambda root: folders.fill_folder(root / "model", _fill(5, 7000), manifest=True),
 )
 REPLACED = {4: "step-1", 5: "filled"}  # steps that replace a folder, which may be gone if they stop
 
@@ -53,14 +53,14 @@ def seen(root: Path) -> dict[str, Any]:
     for name in ("step-1", "step-2"):
         path = root / "x" / name
         try:
-            files = durable.read_folder(path) if path.is_dir() else None
+            files = folders.read_folder(path) if path.is_dir() else None
         except durable.DamagedError as problem:
             found[name] = f"damaged: {problem}"
         else:
             found[name] = GONE if files is None else {k: hashlib.sha256(v).hexdigest() for k, v in files.items()}
     for name, path, read in (
         ("sealed", root / "x" / "sealed", lambda path: durable.read_sealed(path).decode("latin-1")),
-        ("model", root / "model", durable.check_folder),
+        ("model", root / "model", folders.check_folder),
     ):
         try:
             found[name] = read(path) if path.exists() else GONE
@@ -104,7 +104,7 @@ def problem(root: Path, want: list[dict[str, Any]], done: int) -> str | None:
 
 
 def _no_sync(kinds: tuple[str, ...]) -> Any:
-    real = durable._sync
+    real = durable.sync
     return mock.patch.object(
         durable, "_sync", lambda path, kind="sync": durable.operation(kind, path) if kind in kinds else real(path, kind)
     )
@@ -118,7 +118,7 @@ def _in_place(path: Path, data: bytes) -> None:
         durable.operation("write", path)
         file.flush()
         file.write(data[len(data) // 2 :])
-    durable._sync(path)
+    durable.sync(path)
 
 
 def _fill_in_place(path: Path, fill: Callable[[Path], None], *, manifest: bool = False) -> None:
@@ -127,20 +127,20 @@ def _fill_in_place(path: Path, fill: Callable[[Path], None], *, manifest: bool =
     durable.operation("write", path)
     fill(path)
     if manifest:
-        entries = {str(file.relative_to(path)): durable._entry(file) for file in path.rglob("*") if file.is_file()}
-        (path / durable.MANIFEST).write_bytes(durable._manifest(entries, name=path.name))
+        entries = {str(file.relative_to(path)): folders._entry(file) for file in path.rglob("*") if file.is_file()}
+        (path / folders.MANIFEST).write_bytes(folders._manifest(entries, name=path.name))
     for file in path.rglob("*"):
-        durable._sync(file)
-    durable._sync_folder(path.parent)
+        durable.sync(file)
+    durable.sync_folder(path.parent)
 
 
 def _sync_after_rename(path: Path, data: bytes) -> None:
-    durable._make_folder(path.parent)
-    temporary = durable._temporary(path)
+    durable.ensure_folder(path.parent)
+    temporary = durable.temporary_name(path)
     durable.operation("write", temporary)
     temporary.write_bytes(data)
-    durable._rename(temporary, path)
-    durable._sync(path)
+    durable.rename_synced(temporary, path)
+    durable.sync(path)
 
 
 def _swallow(name: str) -> Any:
@@ -154,12 +154,12 @@ def _swallow(name: str) -> Any:
 
 
 def _unchecked(path: Path) -> dict[str, bytes]:
-    listed = json.loads((path / durable.MANIFEST).read_bytes())["files"]
+    listed = json.loads((path / folders.MANIFEST).read_bytes())["files"]
     return {name: (path / name).read_bytes() for name in listed}
 
 
 def _sizes_only(path: Path) -> dict[str, bytes]:
-    listed = json.loads((path / durable.MANIFEST).read_bytes())["files"]
+    listed = json.loads((path / folders.MANIFEST).read_bytes())["files"]
     found = _unchecked(path)
     if any(len(found[name]) != entry["size"] for name, entry in listed.items()):
         raise durable.DamagedError(f"{path} has another size")
@@ -174,7 +174,7 @@ def _remove_slowly(path: Path) -> None:
         path.rmdir()
     else:
         path.unlink(missing_ok=True)
-    durable._sync_folder(path.parent)
+    durable.sync_folder(path.parent)
 
 
 def _forgiving_sync(path: Path, kind: str = "sync") -> None:

@@ -1,0 +1,1 @@
+"""A results folder as numbers, verdicts and sentences; needs no torch."""

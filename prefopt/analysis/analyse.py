@@ -1,0 +1,297 @@
+"""A results folder to one plain dictionary: everything that tables, figures and pages show."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from prefopt import stats
+from prefopt.analysis import verdicts, winrates
+from prefopt.analysis.cautions import warnings
+from prefopt.analysis.checks import soundness
+from prefopt.analysis.heldout import heldout_tables
+from prefopt.analysis.judges import judge_quality
+from prefopt.analysis.load import Comparison, Scores
+from prefopt.analysis.policies import (
+    Cells,
+    as_interval,
+    cost,
+    divergence,
+    frontier,
+    number,
+    rewards,
+    text_quality,
+    trajectories,
+)
+from prefopt.analysis.selftest import selftest_facts
+from prefopt.analysis.sentences import answers, comparison_sentence, pair_context, reference_context, run_outcome
+from prefopt.storage import hashing, results, schema
+from prefopt.storage.conditions import CONDITIONS
+
+SCHEMA = 1
+DELTA = 0.02
+Row = dict[str, Any]
+
+
+def analyse(comparison: Comparison) -> Row:
+    """Compute the report of one comparison.
+
+    Returns:
+        Plain values only, ready for ``results.write_json``; no text of prompts or samples among them.
+    """
+    manifest = comparison.manifest
+    names = list(comparison.variants)
+    cells = Cells(comparison.scores)
+    delta = float(manifest.get("config", {}).get("evaluation", {}).get("delta", DELTA))
+    judge = next(iter(comparison.judges()), None)
+    found: Row = {
+        "schema": SCHEMA,
+        "name": str(manifest.get("name", comparison.root.name)),
+        "settings": {"alpha": verdicts.ALPHA, "delta": delta},
+        "setup": _setup(comparison, judge),
+        "variants": _variants(comparison),
+        "seeds": list(comparison.seeds),
+        "runs": _runs(comparison),
+        "rewards": rewards(cells, names),
+        "kl": divergence(cells, comparison.scores, names),
+        "text": text_quality(comparison, cells, names),
+        "cost": cost(comparison, names),
+        "trajectories": trajectories(comparison, names),
+        "selftest": selftest_facts(comparison.selftest),
+        "condition_fields": list(CONDITIONS),
+        "conditions": _conditions(comparison),
+        **heldout_tables(comparison.pairs, names),
+        **_judged(comparison, cells, judge, names, delta),
+    }
+    per_seed = {
+        row["a"]: dict(zip(row["per_seed_at"], row["per_seed"], strict=True)) for row in found["versus_reference"]
+    }
+    found["frontier"] = frontier(comparison, cells, names, per_seed)
+    found["matched_kl"] = matched_kl(comparison, cells)
+    _add_sentences(found)
+    found["leaderboard"] = _leaderboard(comparison, found)
+    found["seed_table"] = _seed_table(comparison, found)
+    found["checks"] = soundness(comparison, found)
+    found["warnings"] = warnings(found)
+    found["answers"] = answers(found)
+    return found
+
+
+def _judged(comparison: Comparison, cells: Cells, judge: str | None, names: Sequence[str], delta: float) -> Row:
+    """Everything that needs verdicts; the same keys with nothing in them where there are none."""
+    judges, bounds = judge_quality(comparison)
+    found: Row = {
+        "versus_reference": [],
+        "pairs": [],
+        "families": [],
+        "matrix": None,
+        "ratings": [],
+        "misfit": None,
+        "length_control": [],
+        "power": dict(winrates.NO_POWER),
+        "judges": judges,
+        "judge_bounds": bounds,
+    }
+    if judge is None:
+        return found
+    scores = Scores(comparison.judgements[comparison.judgements["judge"] == judge])
+    against = verdicts.compare(comparison, scores, [(name, schema.REFERENCE) for name in names], delta)
+    against.sort(key=lambda row: (row["verdict"] == "INCOMPLETE", -row["value"]))
+    judged = [row["a"] for row in against]
+    order = [*judged, *(name for name in names if name not in judged)]
+    found["versus_reference"] = against
+    found["pairs"] = verdicts.every_pair(comparison, scores, order, delta)
+    found["families"] = verdicts.families(against, found["pairs"])
+    found["matrix"] = winrates.matrix(
+        [name for name in order if any(name in (row["a"], row["b"]) for row in [*against, *found["pairs"]])],
+        against,
+        found["pairs"],
+    )
+    found["ratings"], found["misfit"] = winrates.ratings(comparison, scores, order)
+    found["length_control"] = winrates.length_control(scores, cells, judged)
+    found["power"] = winrates.power(scores, against)
+    return found
+
+
+def _setup(comparison: Comparison, judge: str | None) -> Row:
+    manifest = comparison.manifest
+    scores = comparison.scores
+    command = manifest.get("command", "")
+    samples = int(scores.groupby(["variant", "seed", "prompt_id"]).size().max()) if len(scores) else 0
+    return {
+        "judge": judge,
+        "model": manifest.get("model", {}),
+        "reference": manifest.get("reference", {}),
+        "task": manifest.get("task", {}),
+        "data": manifest.get("data", {}),
+        "device": manifest.get("device", {}),
+        "packages": manifest.get("packages", {}),
+        "hashes": manifest.get("hashes", {}),
+        "command": command if isinstance(command, str) else shlex.join(map(str, command)),
+        "commit": manifest.get("commit"),
+        "version": manifest.get("prefopt_version", "?"),
+        "determinism": _described(manifest.get("determinism")),
+        "created": manifest.get("created", ""),
+        "config": manifest.get("config", {}),
+        "manifest_hash": hashing.sha256_file(results.ResultsFolder(comparison.root).manifest_path)[:16],
+        "evaluation_prompts": int(scores["prompt_id"].nunique()),
+        "samples_per_prompt": samples,
+        "heldout_pairs": int(comparison.pairs["pair_id"].nunique()),
+    }
+
+
+def _described(value: Any) -> str:
+    """A word or a few facts of the manifest as text, empty where there is nothing."""
+    if isinstance(value, Mapping):
+        return " · ".join(f"{key} {part}" for key, part in value.items() if part not in (None, ""))
+    return "" if value is None else str(value)
+
+
+def _variants(comparison: Comparison) -> list[Row]:
+    described = {str(entry["variant"]): entry for entry in comparison.manifest.get("variants", [])}
+    rows = []
+    for name in comparison.variants:
+        entry = described.get(name, {})
+        spec = dict(entry.get("spec", {}))
+        rate = entry.get("learning_rate")
+        rows.append(
+            {
+                "variant": name,
+                "loss": str(entry.get("loss", spec.get("loss", "?"))),
+                "hyperparameters": ", ".join(f"{key}={value}" for key, value in spec.items() if key != "loss"),
+                "learning_rate": "–" if rate is None else f"{rate:g}",
+                "source": str(entry.get("source", "")),
+                "summary": str(entry.get("summary", "")),
+                "needs_reference": bool(entry.get("needs_reference", False)),
+                "length_normalized": bool(entry.get("length_normalized", False)),
+                "batch_coupled": bool(entry.get("batch_coupled", False)),
+                "complete": comparison.is_complete(name),
+                "finished": len(comparison.complete_seeds(name)),
+            }
+        )
+    return rows
+
+
+def _runs(comparison: Comparison) -> list[Row]:
+    return [
+        {
+            "variant": name,
+            "seed": seed,
+            "status": comparison.status(name, seed),
+            "outcome": run_outcome(comparison.status(name, seed), comparison.runs.get((name, seed), {})),
+        }
+        for name in comparison.variants
+        for seed in comparison.seeds
+    ]
+
+
+def _conditions(comparison: Comparison) -> list[Row]:
+    """One row a seed; loading has checked that all variants agree."""
+    rows: dict[int, Row] = {}
+    for (_, seed), run in sorted(comparison.runs.items(), key=lambda item: (item[0][1], item[0][0])):
+        conditions = run.get("conditions", {})
+        rows.setdefault(seed, {"seed": str(seed), **{key: conditions.get(key) for key in CONDITIONS}})
+    return list(rows.values())
+
+
+def matched_kl(comparison: Comparison, cells: Cells) -> list[Row]:
+    """Difference of gold rewards of every two finished variants at the largest KL that both reach."""
+    reference = cells.get(schema.REFERENCE, "reward")
+    if reference is None or len(comparison.seeds) < 2:
+        return []
+    curves = {}
+    for name in comparison.variants:
+        reward, kl = cells.get(name, "reward"), cells.get(name, "kl")
+        if reward is not None and kl is not None and comparison.is_complete(name):
+            per_seed = np.nanmean(kl, axis=1)
+            curves[name] = (np.stack([np.zeros_like(per_seed), per_seed]), np.stack([reference, reward]))
+    rows = []
+    for a, b in combinations(curves, 2):
+        found = stats.reward_at_matched_kl(*curves[a], *curves[b])
+        if found is not None:
+            rows.append({"a": a, "b": b, "at": found.at, "difference": as_interval(found.difference)})
+    return rows
+
+
+def _add_sentences(found: Row) -> None:
+    """A sentence on every comparison, with what length and distance have to do with it."""
+    controlled = {row["variant"]: row["controlled_interval"] for row in found["length_control"]}
+    gain = {row["variant"]: row["gain"] for row in found["rewards"]}
+    kl = {row["variant"]: row["kl"] for row in found["kl"]}
+    matched = {frozenset((row["a"], row["b"])): row for row in found["matched_kl"]}
+    for row in found["versus_reference"]:
+        name = row["a"]
+        row["sentence"] = comparison_sentence(row) + reference_context(
+            controlled.get(name), gain.get(name), kl.get(name)
+        )
+    for row in found["pairs"]:
+        at = matched.get(frozenset((row["a"], row["b"])))
+        if at is not None and at["a"] != row["a"]:
+            low, high = at["difference"]["low"], at["difference"]["high"]
+            turned = {"value": -at["difference"]["value"], "low": -high, "high": -low}
+            at = {**at, "difference": turned}
+        row["sentence"] = comparison_sentence(row) + pair_context(at, settled=row["verdict"] == "BETTER")
+
+
+def _leaderboard(comparison: Comparison, found: Mapping[str, Any]) -> list[Row]:
+    """One row a variant, by win rate where there is one; variants that did not finish come last."""
+    by = {
+        key: {row["variant"]: row for row in found[key]}
+        for key in ("rewards", "kl", "text", "cost", "margins", "ratings", "length_control")
+    }
+    wins = {row["a"]: row for row in found["versus_reference"]}
+    rows = []
+    for entry in found["variants"]:
+        name = entry["variant"]
+        win = wins.get(name, {})
+        rows.append(
+            {
+                "variant": name,
+                "hyperparameters": entry["hyperparameters"],
+                "learning_rate": entry["learning_rate"],
+                "complete": entry["complete"],
+                "seeds": _finished(entry["finished"], len(comparison.seeds)),
+                "verdict": win.get("verdict", "INCOMPLETE" if not entry["complete"] else None),
+                "win_rate": win.get("win_rate"),
+                "mde": win.get("mde"),
+                "controlled": by["length_control"].get(name, {}).get("controlled_interval"),
+                "rank": by["ratings"].get(name, {}).get("rank"),
+                "reward": by["rewards"].get(name, {}).get("gain"),
+                "kl": by["kl"].get(name, {}).get("kl"),
+                "accuracy": by["margins"].get(name, {}).get("accuracy"),
+                "length": by["text"].get(name, {}).get("ratio"),
+                "train_s": by["cost"].get(name, {}).get("train_s"),
+            }
+        )
+    return sorted(rows, key=lambda row: (not row["complete"], -(row["win_rate"] or {"value": 0.0})["value"]))
+
+
+def _finished(count: int, planned: int) -> str:
+    return f"{count}/{planned}" if count == planned else f"n = {count}/{planned} INCOMPLETE"
+
+
+def _seed_table(comparison: Comparison, found: Mapping[str, Any]) -> list[Row]:
+    points = {(point["variant"], point["seed"]): point for point in found["frontier"]["points"]}
+    heldout = comparison.history[comparison.history["split"] == "heldout"].sort_values("step")
+    last = {key: frame.iloc[-1] for key, frame in heldout.groupby(["variant", "seed"])}
+    rows = []
+    for run in found["runs"]:
+        key = (run["variant"], run["seed"])
+        point, end = points.get(key, {}), last.get(key, pd.Series(dtype=float))
+        rows.append(
+            {
+                "variant": run["variant"],
+                "seed": str(run["seed"]),
+                "status": run["outcome"],
+                **{column: point.get(column) for column in ("win_rate", "reward", "kl")},
+                "loss": number(end.get("loss")),
+                "margin": number(end.get("logratio/margins")),
+                "train_s": number(comparison.runs.get(key, {}).get("cost", {}).get("train_s")),
+            }
+        )
+    return rows

@@ -1,0 +1,170 @@
+"""What limits the conclusions of a report, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefopt.analysis.selftest import selftest_failures
+from prefopt.analysis.sentences import counted, listed, percent
+
+Row = Mapping[str, Any]
+# AlpacaEval's threshold for a suspicious effect of length.
+LENGTH_ALARM = 0.10
+INVALID_ALARM = 0.01
+UNFINISHED_ALARM = 0.5
+FEW_SEEDS = 5
+
+
+def warnings(results: Row) -> list[dict[str, str]]:
+    """What limits the conclusions, gravest first: {level: danger | warn | note, title, text}."""
+    found = [
+        *_run_warnings(results),
+        *_check_warnings(results),
+        *_judge_warnings(results),
+        *_data_warnings(results),
+    ]
+    order = {"danger": 0, "warn": 1, "note": 2}
+    return sorted(found, key=lambda warning: order[warning["level"]])
+
+
+def _warning(level: str, title: str, text: str) -> dict[str, str]:
+    return {"level": level, "title": title, "text": text}
+
+
+def _run_warnings(results: Row) -> list[dict[str, str]]:
+    found = []
+    seeds = len(results["seeds"])
+    if seeds == 1:
+        found.append(
+            _warning(
+                "danger",
+                "One seed",
+                "Every number is conditional on one training run of each loss. The intervals cover new prompts, "
+                "not new runs; nothing here says that one loss is better than another.",
+            )
+        )
+    bad = [run for run in results["runs"] if run["status"] != "complete"]
+    if bad:
+        detail = "; ".join(f"{run['variant']} seed {run['seed']} {run['outcome']}" for run in bad[:12])
+        more = f"; and {len(bad) - 12} more" if len(bad) > 12 else ""
+        found.append(
+            _warning(
+                "danger",
+                "Runs did not finish",
+                f"{detail}{more}. Their variants are shown as INCOMPLETE and not ranked.",
+            )
+        )
+    if 1 < seeds < FEW_SEEDS:
+        found.append(
+            _warning(
+                "warn",
+                f"Only {seeds} seeds",
+                "Five or more are advised: with so few, two training runs that happen to differ widen every interval. "
+                "INCONCLUSIVE means that the data cannot say, not that two losses are equal.",
+            )
+        )
+    return found
+
+
+def _check_warnings(results: Row) -> list[dict[str, str]]:
+    failed = selftest_failures(results)
+    found = [
+        _warning("danger", "Self-test failed", f"{listed(failed, 4)}. Verdicts of this code are not to be trusted.")
+    ]
+    return (found if failed else []) + [
+        _warning("danger", f"Check failed: {check['name']}", check["detail"])
+        for check in results["checks"]
+        if not check["passed"]
+    ]
+
+
+def _judge_warnings(results: Row) -> list[dict[str, str]]:
+    found = []
+    if results["setup"]["judge"] is None:
+        found.append(
+            _warning(
+                "warn",
+                "No judge",
+                "Win rates, head-to-head matrix, ratings, length control and power need a judge or a gold reward, "
+                "and these results hold none. Everything else is shown.",
+            )
+        )
+    found.extend(
+        _warning(
+            "warn",
+            f"Judge {row['judge']}: {percent(row['invalid_share'])} of its verdicts are unusable",
+            "They are counted neither as wins nor as losses. Where they are more than 1 % of a comparison, its verdict "
+            "is one that holds if all of them had been lost and if all had been won."
+            + (_withheld(results) if row["judge"] == results["setup"]["judge"] else ""),
+        )
+        for row in results["judges"]
+        if row["invalid_share"] and row["invalid_share"] > INVALID_ALARM
+    )
+    found.extend(
+        _warning("danger", f"Judge {row['judge']} is unreliable", "; ".join(row["problems"]) + ".")
+        for row in results["judges"]
+        if row["problems"]
+    )
+    long = [
+        row["variant"]
+        for row in results["length_control"]
+        if row["controlled"] is not None and abs(row["controlled"] - row["raw"]) > LENGTH_ALARM
+    ]
+    if long:
+        found.append(
+            _warning(
+                "warn",
+                "Length explains part of the win rate",
+                f"At equal length the win rate of {listed(long)} moves by more than {100 * LENGTH_ALARM:.0f} points.",
+            )
+        )
+    return found
+
+
+def _withheld(results: Row) -> str:
+    """The comparisons whose verdict unusable ones took away."""
+    rows = [row for row in (*results["versus_reference"], *results["pairs"]) if row["worst_case"]]
+    lost = [f"{row['a']} against {row['b']}" for row in rows if row["worst_case"]["left_out"] != row["verdict"]]
+    return f" That takes the verdict from {listed(lost, 6)}." if lost else ""
+
+
+def _data_warnings(results: Row) -> list[dict[str, str]]:
+    found = []
+    data = results["setup"]["data"]
+    cut = (data.get("truncated_chosen") or 0) + (data.get("truncated_rejected") or 0)
+    if cut:
+        found.append(
+            _warning(
+                "note", "Truncated responses", f"{counted(cut, 'response')} of the pairs were cut at the length limit."
+            )
+        )
+    if data.get("dropped_rows"):
+        found.append(
+            _warning("note", "Dropped rows", f"{counted(data['dropped_rows'], 'row')} of the data could not be used.")
+        )
+    unfinished = [
+        row["variant"]
+        for row in results["text"]
+        if row["finished"]["value"] is not None and 1 - row["finished"]["value"] > UNFINISHED_ALARM
+    ]
+    if unfinished:
+        found.append(
+            _warning(
+                "note",
+                "Most samples reach the length limit",
+                f"Of {listed(unfinished)} more than half of the samples end at the limit and not by themselves: "
+                "length, and KL per sequence, are those of the part that was sampled.",
+            )
+        )
+    if len(results["variants"]) > 1:
+        found.append(
+            _warning(
+                "note",
+                "One setting of each loss",
+                "Each variant ran with the hyperparameters and learning rate that its row shows. Another setting "
+                "of a loss may rank differently; sweep it as further variants before concluding about the loss as "
+                "such.",
+            )
+        )
+    return found

@@ -1,0 +1,58 @@
+"""What must hold in any sound comparison, looked up in the results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefopt.analysis.load import Comparison
+from prefopt.analysis.policies import number
+from prefopt.storage.conditions import CONDITIONS
+
+# Adapters start at zero, so that policy and reference are one model at step 0; rounding leaves less than this, nats.
+START_TOLERANCE = 0.01
+NULL_LOSS = "noop"
+Row = dict[str, Any]
+
+
+def soundness(comparison: Comparison, found: Mapping[str, Any]) -> list[Row]:
+    """What must hold in any sound comparison, with what was found."""
+    checks = [
+        {
+            "name": "equal conditions",
+            "passed": True,
+            "detail": f"{len(CONDITIONS)} hashes agree across the variants of each seed",
+        }
+    ]
+    history = comparison.history
+    start = history[(history["step"] == 0) & (history["split"] == "heldout")]["logratio/margins"].abs()
+    if len(start):
+        worst = number(start.max())
+        found_there = "not finite" if worst is None else f"{worst:.2g} nats"
+        checks.append(
+            {
+                "name": "every run starts at the reference",
+                "passed": worst is not None and worst <= START_TOLERANCE,
+                "detail": f"largest log-ratio margin at step 0: {found_there}",
+            }
+        )
+    nulls = [entry["variant"] for entry in found["variants"] if entry["loss"] == NULL_LOSS]
+    checks.extend(
+        {
+            "name": f"{row['variant']} stays at the reference",
+            "passed": row["exactly_zero"],
+            "detail": f"its KL is {'exactly 0' if row['exactly_zero'] else row['kl']['value']}",
+        }
+        for row in found["kl"]
+        if row["variant"] in nulls
+    )
+    checks.extend(
+        {
+            "name": f"{row['a']} wins half",
+            "passed": row["low"] <= 0.5 <= row["high"],
+            "detail": f"{100 * row['value']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]",
+        }
+        for row in found["versus_reference"]
+        if row["a"] in nulls
+    )
+    return checks

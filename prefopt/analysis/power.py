@@ -1,0 +1,122 @@
+"""What a comparison of given size could see, and what size a difference needs: before it is run, or after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prefopt import stats
+from prefopt.analysis.claims import first_judge
+from prefopt.errors import UsageError
+from prefopt.stats.power import MOST_SEEDS
+from prefopt.storage.results import ResultsFolder
+from prefopt.storage.schema import REFERENCE
+
+EFFECTS = (0.01, 0.02, 0.03, 0.05, 0.10)
+ALPHA = 0.05
+POWER = 0.8
+
+
+def measured(root: Path) -> tuple[stats.Components, dict[str, Any]]:
+    """Variance components of win rates against the reference, averaged over a folder's variants.
+
+    Returns:
+        The components, and where they are from: judge, variants, seeds and prompts.
+
+    Raises:
+        UsageError: If nothing there was judged, or no variant has two seeds to measure the spread over seeds with.
+    """
+    folder = ResultsFolder(root)
+    folder.manifest()
+    frame = folder.judgements()
+    judge = first_judge(frame)
+    if judge is None:
+        raise UsageError(f"{root}: holds no judgements to measure variances from; judge it first, or assume some")
+    frame = frame[(frame["judge"] == judge) & (frame["opponent"] == REFERENCE) & (frame["n"] > 0)]
+    parts, sizes = [], []
+    for _, rows in frame.groupby("variant"):
+        cells = stats.to_cells(rows["score"], rows["seed"], rows["prompt_id"])[0]
+        if cells.shape[0] > 1 and cells.shape[1] > 1 and np.nanvar(cells) > 0:
+            parts.append(stats.variance_components(cells))
+            sizes.append(cells.shape)
+    if not parts:
+        raise UsageError(f"{root}: no variant has win rates at two seeds or more; assume variances with --seed-sd")
+    mean = stats.Components(*(float(value) for value in np.mean(np.array(parts), axis=0)))
+    seeds, prompts = (max(sizes) for sizes in zip(*sizes, strict=True))
+    return mean, {
+        "source": str(root),
+        "judge": judge,
+        "variants": len(parts),
+        "measured_seeds": seeds,
+        "measured_prompts": prompts,
+    }
+
+
+def answer(
+    components: stats.Components, *, seeds: int, prompts: int, tests: int = 1, effects: Sequence[float] = EFFECTS
+) -> dict[str, Any]:
+    """What this size sees, and what each difference needs.
+
+    Args:
+        components: Measured or assumed.
+        seeds: Of the comparison.
+        prompts: Of the comparison.
+        tests: Comparisons of one family; the error rate is divided by it, as for the smallest p value in Holm's method.
+        effects: Distances of a win rate from one half.
+
+    Raises:
+        UsageError: If a size or an effect is out of range.
+    """
+    if seeds < 1 or prompts < 2 or tests < 1 or not all(0 < effect < 0.5 for effect in effects):
+        raise UsageError("prefopt power: needs a seed, 2 prompts, a test, and effects between 0 and 0.5")
+    alpha = ALPHA / tests
+    rows = [
+        {
+            "difference": effect,
+            "power": float(stats.power(effect, components, seeds=seeds, prompts=prompts, alpha=alpha)),
+            "seeds_needed": stats.seeds_needed(effect, components, prompts=prompts, alpha=alpha),
+            "prompts_needed": stats.prompts_needed(effect, components, seeds=seeds, alpha=alpha),
+        }
+        for effect in effects
+    ]
+    return {
+        "seeds": seeds,
+        "prompts": prompts,
+        "tests": tests,
+        "alpha": alpha,
+        "seed_sd": components.seed**0.5,
+        "prompt_sd": components.prompt**0.5,
+        "rest_sd": components.rest**0.5,
+        "minimum_detectable": stats.minimum_detectable_effect(
+            components, seeds=seeds, prompts=prompts, alpha=alpha, power=POWER
+        ),
+        "effects": rows,
+    }
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The answer for people: a sentence, then a table."""
+    sizes = f"{found['seeds']} seed{'s' * (found['seeds'] > 1)} and {found['prompts']} prompts"
+    source = found.get("source")
+    lines = [
+        f"With {sizes}, a win rate {100 * found['minimum_detectable']:.1f} points from one half is found with 80 % "
+        f"power (two-sided, {100 * found['alpha']:.2g} % level).",
+        f"Standard deviations {'measured in ' + source if source else 'assumed'}: seeds {100 * found['seed_sd']:.1f}, "
+        f"prompts {100 * found['prompt_sd']:.1f}, the rest {100 * found['rest_sd']:.1f} points.",
+    ]
+    if found["seeds"] == 1:
+        lines.append("One seed speaks about one trained model; of the loss it says nothing.")
+    lines += ["", f"{'difference':>12}{'power':>9}{'seeds needed':>15}{'prompts needed':>17}"]
+    for row in found["effects"]:
+        seeds = row["seeds_needed"] or f"> {MOST_SEEDS}"
+        prompts = row["prompts_needed"] or "none suffices"
+        lines.append(f"{100 * row['difference']:>10.1f} p{100 * row['power']:>7.0f} %{seeds:>15}{prompts:>17}")
+    lines += [
+        "",
+        f"Seeds needed: at {found['prompts']} prompts. Prompts needed: at {found['seeds']} seeds; more prompts cannot "
+        "make up for seeds that differ.",
+    ]
+    return "\n".join(lines)

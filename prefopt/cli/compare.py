@@ -1,0 +1,148 @@
+"""``prefopt compare``: settings from what was typed, the comparison and its report, and what is said of the outcome."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prefopt.cli.console import Console
+from prefopt.cli.options import (
+    AsJson,
+    ConfigFile,
+    Device,
+    LabelNoise,
+    Model,
+    Plugins,
+    Quiet,
+    Settings,
+    Wait,
+    as_lines,
+    as_text,
+    style,
+)
+from prefopt.errors import IncompleteError
+from prefopt.storage.schema import REFERENCE
+
+if TYPE_CHECKING:
+    from prefopt.config.schema import Config
+    from prefopt.storage.results import ResultsFolder
+
+
+def compare(
+    config: ConfigFile = None,
+    losses: Annotated[str | None, typer.Option(help="Such as dpo,simpo[beta=2.5], or all.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Such as 0-2 or 0,3.")] = None,
+    model: Model = None,
+    data: Annotated[str | None, typer.Option(help="Your pairs: a file, or org/name[@revision][:split].")] = None,
+    name: Annotated[str | None, typer.Option(help="Folder of the results.")] = None,
+    device: Device = None,
+    quantization: Annotated[str | None, typer.Option(help="none, nf4 or int8.")] = None,
+    label_noise: LabelNoise = None,
+    on_bad_rows: Annotated[str | None, typer.Option(help="refuse or drop.")] = None,
+    column_map: Annotated[str | None, typer.Option(help="Such as prompt=question,chosen=best.")] = None,
+    dedup: Annotated[bool, typer.Option("--dedup", help="Leave out rows that repeat an earlier one.")] = False,
+    settings: Settings = None,
+    plugin: Plugins = None,
+    results: Annotated[Path, typer.Option(help="The folder of all comparisons.")] = Path("results"),
+    claims: Annotated[list[str] | None, typer.Option("--assert", help='Such as "ipo >= dpo - 0.02".')] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    wait: Wait = False,
+    hang_after: Annotated[float, typer.Option(min=0, help="Seconds without progress; 0 for never.")] = 1800,
+    in_process: Annotated[bool, typer.Option("--in-process", help="Without a process to train in, to debug.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train variants x seeds under identical conditions, evaluate them, and write a report."""
+    from prefopt.analysis.claims import parse
+    from prefopt.config.load import load_command
+
+    overrides = {
+        "model.name": model,
+        "data.source": data,
+        "name": name,
+        "device": device,
+        "model.quantization": quantization,
+        "pairs.label_noise": label_noise,
+        "data.on_bad_rows": on_bad_rows,
+        "data.dedup": dedup or None,
+    }
+    wanted = load_command(
+        config, overrides, losses=losses, seeds=seeds, settings=settings, plugins=plugin, column_map=column_map
+    )
+    asserted = [parse(text, [variant.name for variant in wanted.variants]) for text in claims or []]
+    with Console(style(quiet, as_json)) as console:
+        if dry_run:
+            _show_plan(wanted, console, as_json)
+            return
+        hang_after_s = None if in_process else hang_after
+        folder, unfinished = _run(wanted, results, plugin or [], console, wait=wait, hang_after_s=hang_after_s)
+    _conclude(folder, unfinished, asserted, quiet=quiet, as_json=as_json)
+
+
+def _show_plan(config: Config, console: Console, as_json: bool) -> None:
+    from prefopt.comparison.dry_run import plan
+
+    lines = plan(config, progress=console)
+    print(as_text(lines) if as_json else as_lines(lines, width=28))
+
+
+def _run(
+    config: Config, results: Path, plugins: Sequence[str], console: Console, *, wait: bool, hang_after_s: float | None
+) -> tuple[ResultsFolder, dict[tuple[str, int], dict[str, Any]]]:
+    """Run the comparison, in a process of its own unless ``hang_after_s`` is None; its folder, and what is missing."""
+    from prefopt.runtime import interrupts
+    from prefopt.storage import locks
+
+    words = ["prefopt", *sys.argv[1:]]
+    with interrupts.listen(), locks.hold(results / config.name, wait=wait, say=console.say) as lock:
+        if hang_after_s is None:
+            from prefopt.comparison.runner import work
+
+            folder = work(config, results=results, command=words, progress=console)
+        else:
+            from prefopt.launch.supervisor import Supervisor
+
+            folder = Supervisor(config, results, words, plugins, console, lock, hang_after_s).run()
+        runs = folder.runs()
+        unfinished = {key: run for key, run in runs.items() if run.get("status", "complete") != "complete"}
+        if any(variant != REFERENCE for variant, _ in runs.keys() - unfinished.keys()):
+            from prefopt.report import build
+
+            console.stage("writing the report", 0, 1)
+            console.say(f"report: {build(folder.root)}")
+    return folder, unfinished
+
+
+def _conclude(
+    folder: ResultsFolder,
+    unfinished: Mapping[tuple[str, int], Mapping[str, Any]],
+    asserted: Sequence[Any],
+    *,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Say which claims hold, and raise for one that does not or for a run without a result."""
+    from prefopt.analysis import claims
+
+    outcomes = claims.check(folder, asserted) if asserted else []
+    for outcome in outcomes:
+        if outcome.holds and not quiet:
+            print(as_text({"claim": outcome.claim.text, "holds": True}) if as_json else outcome.sentence)
+    claims.require(outcomes)
+    if unfinished:
+        raise IncompleteError(_unfinished(unfinished))
+
+
+def _unfinished(runs: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
+    """Every run without a result, with what became of it."""
+    shown = []
+    for (variant, seed), run in sorted(runs.items()):
+        diverged = run["diverged_at"] is not None
+        became = f"diverged at step {run['diverged_at']}" if diverged else f"failed: {run.get('reason', '')}"
+        shown.append(f"{variant} seed {seed} {became}")
+    again = "; the same command tries failed runs again" if any(r["diverged_at"] is None for r in runs.values()) else ""
+    return f"{', '.join(shown)}; the report marks them, and the others are not affected{again}"

@@ -1,0 +1,1 @@
+"""Variants x seeds: what is missing is trained, evaluated and written, under equal conditions."""

@@ -1,0 +1,1 @@
+"""Settings: strict, frozen, from TOML and the command line."""

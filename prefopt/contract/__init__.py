@@ -1,0 +1,1 @@
+"""What a plug-in implements, and how it is found by name."""

@@ -1,0 +1,185 @@
+"""Names to losses: a decorator, entry points of other packages, files named on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prefopt.contract.loss import Loss
+from prefopt.errors import UsageError, did_you_mean
+
+ENTRY_POINT_GROUP = "prefopt.losses"
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_REGISTRY: dict[str, type[Loss]] = {}
+
+L = TypeVar("L", bound=type[Loss])
+
+
+def register(name: str) -> Callable[[L], L]:
+    """Class decorator: make a loss known under ``name``.
+
+    Args:
+        name: Lower-case letters, digits and underscores, at most 40; the string of configs,
+            folders and legends.
+
+    Raises:
+        UsageError: If the name is taken or malformed, or the class is not a frozen dataclass on ``Loss``.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"loss name {name!r} must match [a-z][a-z0-9_]*, at most 40 characters")
+
+    def add(cls: L) -> L:
+        if not (isinstance(cls, type) and issubclass(cls, Loss)):
+            raise UsageError(f"{name}: @register needs a subclass of prefopt.Loss, got {cls!r}")
+        if "__dataclass_fields__" not in cls.__dict__ or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+            raise UsageError(f"{name}: put @dataclass(frozen=True) below @register({name!r})")
+        taken = _REGISTRY.get(name)
+        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise UsageError(f"loss name {name!r} is taken by {taken.__module__}.{taken.__qualname__}")
+        for needed in ("source", "needs_reference", "length_normalized"):
+            if not hasattr(cls, needed):
+                raise UsageError(f"{name}: the class must set {needed}")
+        cls.name = name
+        _REGISTRY[name] = cls
+        return cls
+
+    return add
+
+
+def loss_names() -> list[str]:
+    """Every registered name, in order of registration."""
+    return list(_REGISTRY)
+
+
+def loss_class(name: str) -> type[Loss]:
+    """The class registered under ``name``.
+
+    Raises:
+        UsageError: If nothing is; the message suggests the nearest name.
+    """
+    if name not in _REGISTRY:
+        raise UsageError(f"unknown loss {name!r}{did_you_mean(name, loss_names())}")
+    return _REGISTRY[name]
+
+
+def make_loss(spec: str | Mapping[str, Any], /, **hyperparameters: Any) -> Loss:
+    """Build a loss from ``"simpo"``, ``"simpo[beta=2.5]"``, or ``{"loss": "simpo", "beta": 2.5}``.
+
+    Raises:
+        UsageError: For an unknown name, a foreign hyperparameter, a value of the wrong type or out of range.
+    """
+    if isinstance(spec, str):
+        name, given = parse_label(spec)
+    else:
+        given = dict(spec)
+        name = str(given.pop("loss", ""))
+    cls = loss_class(name)
+    given |= hyperparameters
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key, value in given.items():
+        if key not in fields:
+            has = ", ".join(fields) or "none"
+            raise UsageError(f"{name} has no hyperparameter {key}; it has {has}")
+        given[key] = _coerce(name, key, value, fields[key].default)
+    try:
+        return cls(**given)
+    except ValueError as problem:
+        raise UsageError(str(problem)) from None
+
+
+def _coerce(name: str, key: str, value: Any, default: Any) -> Any:
+    """``value`` in the type of the field's default; integers pass for floats, nothing else is converted."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not type(default):
+        wanted = type(default).__name__
+        raise UsageError(f"{name}: {key} must be a {wanted}; got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{name}: {key} must be finite; got {value}")
+    return value
+
+
+def parse_label(text: str) -> tuple[str, dict[str, Any]]:
+    """Split ``simpo[beta=2.5,gamma_beta_ratio=0.3]`` into its name and hyperparameters."""
+    match = re.fullmatch(r"\s*([^\[\]\s]+)\s*(?:\[(.*)\])?\s*", text)
+    if match is None:
+        raise UsageError(f"cannot read loss {text!r}; write name or name[key=value,key=value]")
+    given: dict[str, Any] = {}
+    for part in filter(None, (piece.strip() for piece in (match[2] or "").split(","))):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not key or not value:
+            raise UsageError(f"cannot read {part!r} in {text!r}; write key=value")
+        if key in given:
+            raise UsageError(f"{text}: {key} is given twice")
+        given[key] = _literal(value)
+    return match[1], given
+
+
+def _literal(text: str) -> bool | int | float | str:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def split_labels(text: str) -> list[str]:
+    """Split ``dpo,simpo[beta=2,gamma_beta_ratio=0.5]`` at the commas outside brackets."""
+    return [part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip()]
+
+
+def load_plugin(plugin: str) -> None:
+    """Load what registers losses: a Python file, or the entry point of an installed package; nothing else ever is.
+
+    Args:
+        plugin: A path that ends in ``.py``, or a name under the entry-point group ``prefopt.losses``.
+
+    Raises:
+        UsageError: If there is no such plugin, it fails, or it registers nothing.
+    """
+    before = dict(_REGISTRY)
+    try:
+        module = _run_file(Path(plugin)) if plugin.endswith(".py") else _load_entry_point(plugin)
+    except UsageError as problem:
+        raise UsageError(f"--plugin {plugin}: {problem}") from None
+    except (Exception, SystemExit) as problem:
+        raise UsageError(f"--plugin {plugin}: {type(problem).__name__}: {problem}") from problem
+    if before == _REGISTRY and not any(cls.__module__ == module for cls in _REGISTRY.values()):
+        raise UsageError(f'--plugin {plugin}: registers no loss; put @register("name") on a subclass of Loss')
+
+
+def _load_entry_point(name: str) -> str:
+    """The name of the module that the entry point loaded."""
+    known = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
+    if name not in known:
+        installed = ", ".join(sorted(known)) or "none"
+        raise UsageError(
+            f"neither a .py file nor the entry point of an installed package in group {ENTRY_POINT_GROUP}; "
+            f"installed: {installed}"
+        )
+    known[name].load()
+    return known[name].module
+
+
+def _run_file(path: Path) -> str:
+    """The name of the module that the file became."""
+    if not path.is_file():
+        raise UsageError("there is no such file")
+    name = f"prefopt_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return name

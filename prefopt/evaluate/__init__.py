@@ -1,0 +1,1 @@
+"""What trained policies say: samples, divergence from the reference, diversity."""

@@ -1,0 +1,67 @@
+"""Exact KL divergence of a policy from the reference along its own samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from prefopt.model.adapters import AdapterBank
+from prefopt.model.base import Base
+from prefopt.model.generate import Sample
+from prefopt.model.head import chunks, tiles
+from prefopt.model.logps import RESPONSES_PER_ROW, batches_of_rows, sum_by_response
+from prefopt.model.packing import PackedRows, Row, pack, use_layout
+
+
+@torch.inference_mode()
+def policy_and_reference(
+    base: Base, bank: AdapterBank, slot: int, prompts: Sequence[Sequence[int]], drawn: Sequence[Sample]
+) -> tuple[npt.NDArray[np.float64], ...]:
+    """For each sample, summed over its tokens, in nats: exact KL(pi || pi_ref), log pi, log pi_ref.
+
+    The KL is the sum over positions of the divergence of the two next-token distributions (Rao-Blackwellised,
+    arXiv:2504.10637), at temperature 1.
+    """
+    by_prompt: dict[int, list[int]] = {}
+    for index, one in enumerate(drawn):
+        by_prompt.setdefault(one.prompt, []).append(index)
+    per_row = RESPONSES_PER_ROW if base.packed else 1
+    groups = [some[i : i + per_row] for some in by_prompt.values() for i in range(0, len(some), per_row)]
+    rows = [Row(prompts[drawn[g[0]].prompt], tuple(drawn[i].tokens for i in g)) for g in groups]
+    out = np.empty((3, len(drawn)))
+    for batch in batches_of_rows(rows):
+        packed = pack([rows[i] for i in batch], device=base.device)
+        with use_layout(packed):
+            with bank.use(slot, slot + 1):
+                policy = _states(base, packed)
+            with bank.off():
+                reference = _states(base, packed)
+        per_token = _divergence(base, policy, reference, packed.targets)
+        where = [index for i in batch for index in groups[i]]
+        for row, values in zip(out, per_token, strict=True):
+            row[where] = sum_by_response(values, packed).cpu().numpy()
+    return tuple(out)
+
+
+def _states(base: Base, rows: PackedRows) -> Tensor:
+    """(R, d) hidden states, or (R, V) logits on the plain path, that predict the scored tokens."""
+    states = base.hidden(rows) if base.packed else base.padded_logits(rows)
+    return states.index_select(0, rows.predictors)
+
+
+def _divergence(base: Base, policy: Tensor, reference: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(R,) each: KL of the next-token distributions, and the targets' two log-probabilities."""
+    out = torch.empty(3, len(targets), device=targets.device)
+    for part in chunks(len(targets), 2 * base.head.shape[0]):
+        logits = [x[part] @ base.head.t() if base.packed else x[part] for x in (policy, reference)]
+        found = out[:, part]
+        for tile in tiles(logits[0]):
+            p, r = (x[tile].float().log_softmax(-1) for x in logits)
+            at = targets[part][tile].unsqueeze(1)
+            found[1, tile], found[2, tile] = p.gather(1, at).squeeze(1), r.gather(1, at).squeeze(1)
+            found[0, tile] = r.neg_().add_(p).mul_(p.exp_()).sum(-1)
+    return out[0], out[1], out[2]

@@ -1,0 +1,93 @@
+"""What trained policies are asked: held-out pairs, samples on evaluation prompts, and who wins by the gold reward.
+
+Shapes: n prompts, s samples of a prompt, R scored tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from prefopt.config.schema import Evaluation
+from prefopt.evaluate.divergence import policy_and_reference
+from prefopt.evaluate.diversity import diversity
+from prefopt.model.adapters import AdapterBank
+from prefopt.model.base import Base
+from prefopt.model.generate import Sample, sample
+from prefopt.storage.schema import SCORE_COLUMNS
+from prefopt.tasks.base import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Evaluation prompts: tokens for the policy, text for the reward and for readers."""
+
+    ids: tuple[tuple[int, ...], ...]
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySamples:
+    """One policy's samples at one seed: SCORE_COLUMNS, SAMPLE_COLUMNS, and how varied they are."""
+
+    scores: pd.DataFrame
+    texts: pd.DataFrame
+    diversity: dict[str, float]
+
+
+def sampled_together(bank: AdapterBank, slot: int) -> slice:
+    """The adapters of the batch in which adapter ``slot`` is sampled.
+
+    On a GPU it is the whole bank, whose launches are shared; always the whole, so that the shape of the batch, which
+    decides which kernels run, does not depend on which runs are missing. On a CPU, where nothing is gained by more
+    rows, each adapter is alone, and its samples do not depend on the others at all.
+    """
+    return slice(0, bank.params.shape[0]) if bank.params.device.type == "cuda" else slice(slot, slot + 1)
+
+
+def draw_samples(
+    base: Base, bank: AdapterBank, slots: slice, prompts: Prompts, settings: Evaluation, *, seed: int
+) -> dict[int, list[Sample]]:
+    """Samples of neighbouring adapters in one batch, by slot; the bank's zero adapter stands for the reference."""
+    drawn = sample(
+        base,
+        bank,
+        prompts.ids,
+        adapters=slots,
+        samples=settings.samples,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        seed=seed,
+    )
+    return dict(zip(range(slots.start, slots.stop), drawn, strict=True))
+
+
+def score_samples(
+    base: Base, bank: AdapterBank, slot: int, prompts: Prompts, drawn: Sequence[Sample], task: Task
+) -> PolicySamples:
+    """Reward, exact KL per token and log-probabilities of one policy's samples."""
+    responses = [
+        base.tokenizer.decode(list(s.tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        for s in drawn
+    ]
+    texts = [prompts.texts[s.prompt] for s in drawn]
+    kl, logp, ref_logp = policy_and_reference(base, bank, slot, prompts.ids, drawn)
+    scores = pd.DataFrame(
+        {
+            "prompt_id": [s.prompt for s in drawn],
+            "sample": [s.number for s in drawn],
+            "reward": task.reward(texts, responses) if task.has_reward else np.full(len(drawn), np.nan),
+            "kl": kl,
+            "logp": logp,
+            "ref_logp": ref_logp,
+            "n_tokens": [len(s.tokens) for s in drawn],
+            "finished": [s.finished for s in drawn],
+        }
+    )[list(SCORE_COLUMNS)]
+    frame = pd.DataFrame(
+        {"prompt_id": scores["prompt_id"], "sample": scores["sample"], "prompt": texts, "response": responses}
+    )
+    return PolicySamples(scores, frame, diversity([s.tokens for s in drawn], responses))

@@ -1,0 +1,1 @@
+"""Running the language model: base, adapters, packed rows, attention, log-probabilities, sampling."""

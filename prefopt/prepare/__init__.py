@@ -1,0 +1,1 @@
+"""What all runs of a comparison share: reference, pairs, prompts, reference log-probabilities."""

@@ -1,0 +1,78 @@
+"""The user's own pairs: read, validated, split, and tokenised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prefopt.config.schema import Config
+from prefopt.data import (
+    LoadedPairs,
+    Pair,
+    TokenPair,
+    check_no_leak,
+    check_unchanged,
+    load_pairs,
+    pair_facts,
+    require_enough,
+    split_by_prompt,
+    tokenize_pairs,
+)
+from prefopt.evaluate.samples import Prompts
+from prefopt.model.base import Base
+from prefopt.runtime.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class OwnPairs:
+    """The user's pairs as read, before any model is loaded: training and held-out rows, and what was found."""
+
+    sources: tuple[LoadedPairs, ...]
+    train: tuple[Pair, ...]
+    heldout: tuple[Pair, ...]
+
+
+def read_pairs(config: Config, progress: Progress) -> OwnPairs:
+    """Read, validate and split the user's pairs.
+
+    Raises:
+        DataError: For rows that cannot be used, or a prompt on both sides.
+    """
+    progress.stage("reading the pairs", 0, 1)
+    data = config.data
+    sources = tuple(
+        load_pairs(source, on_bad_rows=data.on_bad_rows, column_map=data.column_map, dedup=data.dedup)
+        for source in filter(None, (data.source, data.heldout))
+    )
+    for warning in (warning for source in sources for warning in source.report.warnings):
+        progress.say(warning)
+    if len(sources) == 1:
+        train, heldout = split_by_prompt(sources[0].pairs, heldout=data.heldout_share, seed=0)
+    else:
+        check_no_leak(*sources)
+        train, heldout = sources[0].pairs, sources[1].pairs
+    require_enough(len(train), config.train.pairs_per_step)
+    return OwnPairs(sources, train, heldout)
+
+
+def own_pairs(
+    config: Config, own: OwnPairs, base: Base, progress: Progress
+) -> tuple[Sequence[TokenPair], Sequence[TokenPair], Prompts, dict[str, Any]]:
+    """The user's pairs, tokenised, the prompts to evaluate on, and what was counted on the way.
+
+    Raises:
+        DataError: For rows that do not fit the model.
+    """
+    data = config.data
+    train, heldout = (
+        tokenize_pairs(part, base.tokenizer, max_length=data.max_length, on_bad_rows=data.on_bad_rows, source=source)
+        for part, source in ((own.train, own.sources[0].source), (own.heldout, own.sources[-1].source))
+    )
+    for warning in (*train.warnings, *heldout.warnings):
+        progress.say(warning)
+    ids = list(dict.fromkeys(p.prompt_ids for p in heldout.pairs))[: config.evaluation.prompts]
+    prompts = Prompts(tuple(ids), tuple(base.tokenizer.decode(list(i)) for i in ids))
+    for source in own.sources:
+        check_unchanged(source)
+    return train.pairs, heldout.pairs, prompts, pair_facts(own.sources, train, heldout)

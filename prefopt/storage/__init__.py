@@ -1,0 +1,1 @@
+"""What lies on disk: atomic files, checksums, the results folder, caches, locks."""

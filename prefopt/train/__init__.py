@@ -1,0 +1,1 @@
+"""Lockstep training of all variants of a seed on one frozen base."""

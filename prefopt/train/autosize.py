@@ -1,0 +1,170 @@
+"""How a training step fits the machine: pairs of a pass, adapters of a pass, recomputation of activations.
+
+Decided once, before any run, from measured sizes, and the same for every run of a comparison. None of it changes
+what a run computes but for rounding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prefopt.config.schema import Train
+from prefopt.data import TokenPair
+from prefopt.errors import MachineError
+from prefopt.model.adapters import AdapterBank
+from prefopt.model.base import Base
+from prefopt.model.head import CHUNK_ELEMENTS
+from prefopt.model.logps import pair_rows, response_logps
+from prefopt.model.packing import pack, use_layout
+from prefopt.runtime.device import wait
+from prefopt.runtime.memory import free_bytes
+from prefopt.train.optimizer import with_optimizer
+from prefopt.train.state import Run
+from prefopt.train.step import Batch, train_step
+
+MEMORY_SHARE = 0.7  # of what is free, for activations: the rest is for what the allocator wastes
+MAX_TOKENS = 32768  # of one pass: beyond it a device is busy, and more would only cost memory
+MIN_GAIN = 0.05  # a wider stack must be this much faster a run
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What "auto" came to.
+
+    Attributes:
+        micro_batch: Pairs of a pass.
+        stack: Adapters of a pass.
+        checkpointing: Whether activations are recomputed.
+        bytes_per_token: Activations kept for the backward pass, for each token of one adapter.
+        step_bytes: Predicted peak of a training step beyond the base model: adapters, their optimizer state,
+            activations, and one chunk of logits.
+    """
+
+    micro_batch: int
+    stack: int
+    checkpointing: bool
+    bytes_per_token: int
+    step_bytes: int
+
+    def apply(self, config: Train) -> Train:
+        """The configuration with every "auto" replaced."""
+        update = {"micro_batch": self.micro_batch, "stack": self.stack, "checkpointing": self.checkpointing}
+        return config.model_copy(update=update)
+
+
+def fit(base: Base, bank: AdapterBank, runs: Sequence[Run], pairs: Sequence[TokenPair], config: Train) -> Fit:
+    """Measure what a step keeps in memory, and choose.
+
+    Args:
+        base: The model.
+        bank: Its adapters; rows of ``runs`` are used as they are and left as they were.
+        runs: The variants of one seed.
+        pairs: All training pairs; the longest decides.
+        config: The shared loop's settings; what is set there is kept.
+
+    Raises:
+        MachineError: If not even one pair with recomputed activations fits.
+    """
+    longest = max(pairs, key=_tokens)
+    free = free_bytes(base.device) * MEMORY_SHARE
+    checkpointing = bool(config.checkpointing) if config.checkpointing != "auto" else False
+    set_checkpointing(base, checkpointing)
+    per_token = activation_bytes(base, bank, longest)
+    if config.checkpointing == "auto" and per_token * _tokens(longest) > free:
+        checkpointing = True
+        set_checkpointing(base, True)
+        per_token = activation_bytes(base, bank, longest)
+    if per_token * _tokens(longest) > free / MEMORY_SHARE:
+        raise MachineError(
+            f"one pair of {_tokens(longest)} tokens needs {per_token * _tokens(longest) / 2**30:.1f} GiB for its "
+            f"activations, and {free / MEMORY_SHARE / 2**30:.1f} GiB are free: lower data.max_length, take a smaller "
+            "model, or --quantization nf4"
+        )
+    room = max(1, int(min(free // per_token, MAX_TOKENS)) // _tokens(longest))  # pairs x adapters of a pass
+    micro = config.micro_batch if config.micro_batch != "auto" else min(config.pairs_per_step, room)
+    if config.stack != "auto":
+        stack = config.stack
+    elif base.device.type == "cpu":
+        stack = 1  # bound by arithmetic, which stacking does not save
+    else:
+        stack = fastest_stack(base, bank, runs, pairs, config, widest=max(1, room // micro))
+    tokens = micro * stack * _tokens(longest)
+    adapters = bank.params.shape[0] * bank.params.shape[1] * 4 * 2 + len(runs) * bank.params.shape[1] * 4 * 2
+    return Fit(micro, stack, checkpointing, per_token, int(adapters + tokens * per_token + 3 * 4 * CHUNK_ELEMENTS))
+
+
+def _tokens(pair: TokenPair) -> int:
+    return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
+
+
+def activation_bytes(base: Base, bank: AdapterBank, pair: TokenPair) -> int:
+    """Bytes that one pass over a pair keeps for its backward pass, a token, parameters not counted."""
+    known = {p.untyped_storage().data_ptr() for p in base.model.parameters() if p.device.type != "meta"}
+    known.add(bank.params.untyped_storage().data_ptr())
+    kept: dict[int, int] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    rows = pack(pair_rows([pair], shared=base.packed), device=base.device)
+    with bank.train(0, 1), use_layout(rows), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        held = response_logps(base, rows)  # while it lives no storage is freed and its address used again
+    del held
+    return max(1, sum(kept.values()) // rows.input_ids.shape[0])
+
+
+def set_checkpointing(base: Base, on: bool) -> None:
+    """Recompute each decoder layer's activations in the backward pass, or keep them.
+
+    Transformers checkpoints layers only while they train; only the layers themselves are told so, and not the
+    modules in them, whose dropout stays off.
+    """
+    if on:
+        base.model.gradient_checkpointing_enable({"use_reentrant": False})
+    elif getattr(base.model, "is_gradient_checkpointing", False):
+        base.model.gradient_checkpointing_disable()
+    for module in base.model.modules():
+        if hasattr(module, "gradient_checkpointing") and module is not base.model:
+            module.training = on
+
+
+def fastest_stack(
+    base: Base, bank: AdapterBank, runs: Sequence[Run], pairs: Sequence[TokenPair], config: Train, *, widest: int
+) -> int:
+    """Adapters of a pass, in powers of two and all, as long as each doubling makes a run faster."""
+    before = bank.params.clone()
+    best, best_seconds = 1, float("inf")
+    widths = [w for w in (1, 2, 4, 8, 16, 32, 64) if w < min(widest, len(runs))] + [min(widest, len(runs))]
+    some = list(pairs[: config.pairs_per_step])
+    for width in widths:
+        seconds = step_seconds(base, bank, runs[:width], some, config) / width
+        if seconds > best_seconds * (1 - MIN_GAIN):
+            break
+        best, best_seconds = width, seconds
+    bank.params.copy_(before)
+    return best
+
+
+def step_seconds(base: Base, bank: AdapterBank, runs: Sequence[Run], pairs: list[TokenPair], config: Train) -> float:
+    """Seconds of one stacked step, the fastest of three; the bank is trained, the runs' own state is not touched."""
+    mine = [Run(run.variant, run.loss, run.learning_rate, run.slot) for run in runs]
+    for run in mine:
+        with_optimizer(run, bank, config)
+    times = []
+    for step in range(3):
+        batch = Batch(base, bank, pairs, np.zeros((2, len(pairs)), dtype=np.float32), config, 0, step)
+        wait(base.device)
+        began = time.perf_counter()
+        train_step(base, bank, mine, batch, config)
+        wait(base.device)
+        times.append(time.perf_counter() - began)
+    return min(times)

@@ -1,0 +1,150 @@
+"""A run on disk while it trains: adapter, optimizer state, moving average and history, every so many steps.
+
+A checkpoint is a folder ``step-<n>`` with a manifest of sizes and SHA-256, under its name whole or not at all. The
+newest two are kept. Steps are read from names, never from times. One whose bytes are not those written, or that
+belongs to another run, is renamed and never parsed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from prefopt.config.schema import Train
+from prefopt.model.adapters import AdapterBank
+from prefopt.storage import durable, folders
+from prefopt.train.optimizer import with_optimizer
+from prefopt.train.state import Run
+
+STATE, FACTS = "state.safetensors", "state.json"
+KEPT = 2
+_COUNTERS = ("seconds", "tokens", "pairs")
+
+
+@dataclass
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        path: Their folder.
+        key: What the run is and what it was made from, as JSON; a checkpoint of another key is set aside.
+        say: Told of each that is set aside.
+
+    Attributes:
+        found: What was read and checked, by step.
+    """
+
+    path: Path
+    key: Mapping[str, Any]
+    say: Callable[[str], None] = lambda text: None
+    found: dict[int, tuple[dict[str, Tensor], dict[str, Any]]] = field(default_factory=dict)
+
+    def look(self) -> list[int]:
+        """Steps of the valid checkpoints, newest first; the others are set aside."""
+        self.found.clear()
+        for step in reversed(self._steps()):
+            folder = self._at(step)
+            try:
+                self.found[step] = self._checked(folders.read_folder(folder), step)
+            except durable.DamagedError as problem:
+                aside = durable.set_aside(folder)
+                self.say(f"checkpoint set aside as {aside}: {problem}")
+        return list(self.found)
+
+    def _checked(self, files: Mapping[str, bytes], step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        try:
+            facts, tensors = json.loads(files[FACTS]), load(files[STATE])
+        except (KeyError, ValueError, SafetensorError) as problem:
+            raise durable.DamagedError(f"it is no checkpoint: {problem!r}") from None
+        if facts.get("key") != self.key:
+            raise durable.DamagedError("it belongs to another run")
+        if facts.get("step") != step:
+            raise durable.DamagedError(f"it was written at step {facts.get('step')}, and its name says {step}")
+        return tensors, facts
+
+    def write(self, run: Run, bank: AdapterBank) -> None:
+        """Write a run's state after ``run.step`` steps, and remove all but the newest two.
+
+        Raises:
+            MachineError: If the system refuses the write; earlier checkpoints are intact.
+        """
+        tensors, plain = optimizer_state(run.optimizer)
+        tensors["adapter"] = bank.params[run.slot]
+        if run.running is not None:
+            tensors["running"] = run.running
+        facts = {
+            "key": self.key,
+            "step": run.step,
+            "history": run.history,
+            "optimizer": plain,
+            **{name: getattr(run, name) for name in _COUNTERS},
+        }
+        state = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+        folders.write_folder(self._at(run.step), {STATE: state, FACTS: json.dumps(facts).encode()})
+        for step in self._steps()[:-KEPT]:
+            durable.remove(self._at(step))
+
+    def restore(self, step: int, run: Run, bank: AdapterBank, config: Train) -> None:
+        """Put a run back to where it was after ``step`` steps; ``look`` has found them."""
+        tensors, facts = self.found[step]
+        device = bank.params.device
+        bank.params[run.slot] = tensors["adapter"].to(device)
+        run.optimizer = None
+        restore_optimizer(with_optimizer(run, bank, config), tensors, facts["optimizer"])
+        run.running = tensors["running"].to(device) if "running" in tensors else None
+        run.step, run.history = step, [dict(row) for row in facts["history"]]
+        for name in _COUNTERS:
+            setattr(run, name, facts[name])
+
+    def remove(self) -> None:
+        """Remove them all, once the run is complete."""
+        if self.path.is_dir():
+            durable.remove(self.path)
+
+    def _at(self, step: int) -> Path:
+        return self.path / f"step-{step:06}"
+
+    def _steps(self) -> list[int]:
+        found = [re.fullmatch(r"step-(\d{6,})", path.name) for path in self.path.glob("step-*")]
+        return sorted(int(match[1]) for match in found if match)
+
+
+def common_step(found: list[list[int]]) -> int | None:
+    """The newest step at which every run with checkpoints has one, so that a kill between two writes leaves no gap."""
+    shared = set.intersection(*(set(steps) for steps in found if steps)) if any(found) else set()
+    return max(shared, default=None)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The one parameter's state as it is: tensors, under ``optimizer/<name>``, and plain numbers."""
+    assert optimizer is not None
+    (parameter,) = optimizer.param_groups[0]["params"]
+    state = optimizer.state[parameter]
+    tensors = {f"optimizer/{name}": value for name, value in state.items() if isinstance(value, Tensor)}
+    return tensors, {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]
+) -> None:
+    """The inverse of ``optimizer_state``, without the casts of ``load_state_dict``; paged state is paged again."""
+    (parameter,) = optimizer.param_groups[0]["params"]
+    state = optimizer.state[parameter]
+    state.update(plain)
+    for name, value in tensors.items():
+        if not name.startswith("optimizer/"):
+            continue
+        key = name.removeprefix("optimizer/")
+        state[key] = value.to(parameter.device)
+        if getattr(optimizer, "is_paged", False) and key in ("state1", "state2"):
+            state[key] = optimizer.get_state_buffer(parameter, dtype=value.dtype)  # type: ignore[attr-defined]
+            state[key].copy_(value)

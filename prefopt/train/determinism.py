@@ -1,0 +1,65 @@
+"""Whether this machine computes the same bits twice: settled before any run by training a few steps two times."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from prefopt.config.schema import Train
+from prefopt.losses import DPO
+from prefopt.model.adapters import AdapterBank
+from prefopt.model.base import Base
+from prefopt.train.loop import train_group
+from prefopt.train.pairset import PairSet
+from prefopt.train.state import Run
+
+STEPS = 2
+_HELDOUT = 4
+PROMISE = {
+    "cpu": "the same command on the same machine, thread count and versions gives the same bytes, interrupted or not",
+    "cuda": "the same command on the same device, driver and versions gives the same bytes, as far as a repetition of "
+    "a few steps can show",
+    "none": "rows, their order, initial adapters and prompts are the same again; the last digits of results are not",
+}
+
+
+def settle(device: torch.device) -> None:
+    """Choose the kernels that repeat themselves, where asking for them costs nothing and refuses nothing."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
+def probe(base: Base, bank: AdapterBank, train: PairSet, heldout: PairSet, config: Train) -> dict[str, str]:
+    """Train one adapter on DPO's loss for two steps, twice; what the manifest says about it.
+
+    Args:
+        base: The model.
+        bank: Its adapters; row 0 is used, and left at zero.
+        train: Training pairs.
+        heldout: Held-out pairs; a few are scored, too.
+        config: The shared loop's settings, made definite by ``fit``.
+    """
+    few = config.model_copy(update={"steps": STEPS, "eval_every": STEPS, "log_every": 1})
+    count = min(_HELDOUT, len(heldout.pairs))
+    pairs, (chosen, rejected) = heldout.take(range(count))
+    some = PairSet(tuple(pairs), dataclasses.replace(heldout.reference, chosen=chosen, rejected=rejected))
+    seen = []
+    for _ in range(2):
+        bank.initialise(0, seed=0)
+        run = Run("probe", DPO(), config.learning_rate, 0)
+        train_group(
+            base, bank, [run], train=train, heldout=some, config=few, seed=0, progress=lambda step, values: None
+        )
+        seen.append((bank.hash(0), repr(run.history)))
+    bank.params[0].zero_()
+    same = seen[0] == seen[1]
+    return {
+        "outcome": "verified" if same else "unverified",
+        "by": f"{STEPS} steps trained twice",
+        "promise": PROMISE[base.device.type if same else "none"],
+    }

@@ -1,0 +1,77 @@
+"""Runs that diverge, or whose own code raises: they leave with the reason, and the others go on unchanged."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from prefopt.config.schema import Train
+from prefopt.errors import PrefoptError
+from prefopt.model.adapters import AdapterBank
+from prefopt.model.base import Base
+from prefopt.train.heldout import heldout_logps
+from prefopt.train.pairset import PairSet, Reference
+from prefopt.train.state import METRICS, Run
+from prefopt.train.step import Batch, train_step
+
+
+def step_or_leave(base: Base, bank: AdapterBank, chunk: Sequence[Run], batch: Batch, config: Train) -> None:
+    """One step of a stack; where it raises, each member takes the step by itself, and the guilty one leaves.
+
+    What says that the device or the machine is lost is nobody's fault here, and is raised.
+    """
+    before = [(len(run.history), run.running) for run in chunk]
+    try:
+        train_step(base, bank, chunk, batch, config)
+    except Exception as problem:
+        reason = why_left(problem)
+        for run, (length, running) in zip(chunk, before, strict=True):
+            if len(chunk) > 1 and len(run.history) > length:
+                continue  # its optimizer has stepped already
+            del run.history[length:]
+            run.running = running
+            if len(chunk) == 1:
+                run.reason = f"{reason} at step {batch.step + 1}"
+            else:
+                step_or_leave(base, bank, [run], batch, config)
+
+
+def why_left(problem: Exception) -> str:
+    """What one run's own code or size did wrong, in a line; other problems are raised again."""
+    if isinstance(problem, PrefoptError) or type(problem).__name__ == "AcceleratorError":
+        raise problem
+    if isinstance(problem, torch.OutOfMemoryError):
+        torch.cuda.empty_cache()
+    frame = traceback.extract_tb(problem.__traceback__)[-1]
+    lines = str(problem).strip().splitlines()
+    return f"{type(problem).__name__}: {lines[0] if lines else ''} ({Path(frame.filename).name}:{frame.lineno})"
+
+
+def leave_diverged(base: Base, bank: AdapterBank, run: Run, train: PairSet, order: np.ndarray, seed: int) -> None:
+    """Say which terms and pairs were not finite, and forget what was logged after it, before anybody looked."""
+    at = run.diverged_at or 0
+    run.history = [r for r in run.history if r["step"] < at or (r["step"] == at and r["split"] == "train")]
+    terms = not_finite(run)
+    pairs, reference = train.take(order[at - 1])
+    some = PairSet(tuple(pairs), Reference(reference[0], reference[1], ""))
+    try:
+        batch = heldout_logps(base, bank, run.slot, run.loss, some, seed=seed)
+        with torch.no_grad():
+            bad = (~run.loss(batch).isfinite()).nonzero().flatten().tolist()
+    except Exception:
+        bad = []  # the loss cannot even be asked again
+    named = ", ".join(str(pairs[i].pair_id) for i in (bad or range(len(pairs))))
+    where = f"pairs {named}" if bad else f"one of pairs {named}"
+    run.reason = f"{terms} not finite at step {at}, {where}"
+
+
+def not_finite(run: Run) -> str:
+    """Which metrics of the last row are not finite; a held-out row has neither rate nor norm."""
+    row = run.history[-1]
+    names = METRICS if row["split"] == "train" else METRICS[:-2]
+    return ", ".join([name for name in names if not math.isfinite(row[name])][:3])

@@ -1,0 +1,251 @@
+"""What a forward pass of some pairs hands to losses: log-probabilities, and per-token values where asked for.
+
+A micro-batch becomes signals (tensors with a graph behind them). Losses are computed on detached leaves of those
+signals, and their gradients are sent back through the graph, so that a loss that couples the pairs of a batch can be
+given all of them whatever the size of the micro-batches.
+
+Shapes: B pairs of a micro-batch, K stacked adapters, R scored tokens of one copy, T tokens of the longest response.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from prefopt.contract.loss import Loss, PairLogps, TokenField, TokenStats
+from prefopt.data import TokenPair
+from prefopt.model.adapters import AdapterBank
+from prefopt.model.base import Base
+from prefopt.model.head import chunks
+from prefopt.model.logps import pair_rows, response_logps, scored_logps, sum_by_response
+from prefopt.model.packing import PackedRows, Row, pack, to_device, use_layout
+from prefopt.runtime.seeding import derive_seed
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What the losses of a group ask for beyond sums."""
+
+    fields: frozenset[TokenField] = frozenset()
+    mismatched: bool = False
+
+    @staticmethod
+    def of(losses: Sequence[Loss]) -> Needs:
+        """The union over some losses."""
+        fields = frozenset(field for loss in losses for field in loss.token_fields)
+        return Needs(fields, any(loss.needs_mismatched for loss in losses))
+
+
+@dataclass(frozen=True, slots=True)
+class Microbatch:
+    """Some pairs of one optimizer batch, packed for K adapters, with what does not depend on the policy.
+
+    Attributes:
+        rows: The packed rows.
+        lengths: (2, B) response tokens, chosen and rejected.
+        reference: (2, B) reference log-probabilities in nats.
+        scores: (2, B) preference strengths, or None.
+        tokens: Per-token values, chosen and rejected, that do not depend on the policy; None unless asked for.
+        ref_hidden: (R, d) the reference's states that predict the scored tokens, for ``ref_kl``, or None.
+        mismatched: Rows of each prompt with the next pair's chosen response, and the reference's (B,) of it, or None.
+    """
+
+    rows: PackedRows
+    lengths: Tensor
+    reference: Tensor
+    scores: Tensor | None
+    tokens: tuple[TokenStats, TokenStats] | None = None
+    ref_hidden: Tensor | None = None
+    mismatched: tuple[PackedRows, Tensor] | None = None
+
+    @property
+    def n_pairs(self) -> int:
+        """B."""
+        return self.lengths.shape[1]
+
+
+@torch.no_grad()
+def prepare(
+    base: Base,
+    bank: AdapterBank,
+    pairs: Sequence[TokenPair],
+    reference: np.ndarray,
+    needs: Needs,
+    *,
+    others: Sequence[TokenPair] = (),
+    copies: int = 1,
+    seed: int = 0,
+    step: int = 0,
+) -> Microbatch:
+    """Pack some pairs with their (2, B) reference log-probabilities, and what else ``needs`` names.
+
+    ``others`` are the B pairs whose chosen responses are the mismatched ones: each pair's successor in its whole
+    batch, so that they do not depend on how the batch is cut.
+    """
+    device = base.device
+    lengths = [[len(p.chosen_ids) for p in pairs], [len(p.rejected_ids) for p in pairs]]
+    scored = all(p.chosen_score is not None and p.rejected_score is not None for p in pairs)
+    scores = [[p.chosen_score for p in pairs], [p.rejected_score for p in pairs]]
+    packed_rows = pair_rows(pairs, shared=base.packed)
+    rows = pack(packed_rows, device=device, copies=copies)
+    micro = Microbatch(
+        rows=rows,
+        lengths=to_device(torch.tensor(lengths, dtype=torch.float32), device),
+        reference=to_device(torch.as_tensor(reference, dtype=torch.float32), device),
+        scores=to_device(torch.tensor(scores, dtype=torch.float32), device) if scored else None,
+    )
+    if needs != Needs():
+        # Scored in this very pass, so that policy and reference are equal to the bit as long as the adapter is zero.
+        single = rows if copies == 1 else pack(packed_rows, device=device)
+        with bank.off(), use_layout(single):
+            ref = forward(base, dataclasses.replace(micro, rows=single), needs)["logps"]
+            micro = dataclasses.replace(micro, reference=sum_by_response(ref, single).view(-1, 2).t())
+            if "ref_kl" in needs.fields:
+                hidden = base.hidden(single).index_select(0, single.predictors)
+                micro = dataclasses.replace(micro, ref_hidden=hidden)
+    if needs.fields:
+        noise = [_uniform(pairs, seed, step, side) for side in (0, 1)] if "uniform" in needs.fields else [None, None]
+        tokens = []
+        for side in (0, 1):
+            grid = _grid(ref, single, side)
+            mask = _mask(micro.lengths[side], grid.shape[1])
+            uniform = noise[side]
+            tokens.append(
+                TokenStats(mask, ref_logps=grid, uniform=None if uniform is None else to_device(uniform, device))
+            )
+        micro = dataclasses.replace(micro, tokens=(tokens[0], tokens[1]))
+    if needs.mismatched:
+        crossed = [Row(p.prompt_ids, (other.chosen_ids,)) for p, other in zip(pairs, others, strict=True)]
+        single = pack(crossed, device=device)
+        with bank.off(), use_layout(single):
+            ref = response_logps(base, single)
+        micro = dataclasses.replace(micro, mismatched=(pack(crossed, device=device, copies=copies), ref))
+    return micro
+
+
+def _uniform(pairs: Sequence[TokenPair], seed: int, step: int, side: int) -> Tensor:
+    """(B, T) noise in [0, 1) that depends on seed, step, pair, side and position alone."""
+    responses = [(p.chosen_ids, p.rejected_ids)[side] for p in pairs]
+    out = torch.zeros(len(pairs), max(map(len, responses)))
+    for row, pair, response in zip(out, pairs, responses, strict=True):
+        source = torch.Generator().manual_seed(derive_seed(seed, "token_noise", step, pair.pair_id, side))
+        row[: len(response)] = torch.rand(len(response), generator=source)
+    return out
+
+
+def _mask(lengths: Tensor, width: int) -> Tensor:
+    return torch.arange(width, device=lengths.device) < lengths.unsqueeze(1)
+
+
+def _grid(values: Tensor, rows: PackedRows, side: int) -> Tensor:
+    """(B, T) of one side from (R,) per-token values of one copy, zeros behind each response's end."""
+    segment = rows.segments[: values.shape[0]]
+    mine = segment % 2 == side
+    counts = torch.bincount(segment, minlength=rows.n_segments)
+    starts = counts.cumsum(0) - counts
+    position = torch.arange(values.shape[0], device=values.device) - starts[segment]
+    out = values.new_zeros(rows.n_segments // 2, int(counts[side::2].max()))
+    return out.index_put((segment[mine] // 2, position[mine]), values[mine])
+
+
+Signals = dict[str, Tensor]
+
+
+def forward(base: Base, micro: Microbatch, needs: Needs) -> Signals:
+    """Per-token values (K*R,) under the active adapters, with a graph; call inside ``use_layout(micro.rows)``."""
+    if not {"log_collision", "ref_kl"} & needs.fields:
+        return {"logps": scored_logps(base, micro.rows)}
+    hidden = base.hidden(micro.rows).index_select(0, micro.rows.predictors)
+    ref = None if micro.ref_hidden is None else micro.ref_hidden.repeat(micro.rows.copies, 1)
+    parts: list[tuple[Tensor, ...]] = []
+    for part in chunks(hidden.shape[0], base.head.shape[0]):
+        ref_part = None if ref is None else ref[part]
+        args = (hidden[part], base.head, micro.rows.targets[part], ref_part)
+        parts.append(checkpoint(_distribution, *args, use_reentrant=False))
+    names = ("logps", "log_collision", "ref_kl")[: len(parts[0])]
+    return {name: torch.cat([part[i] for part in parts]) for i, name in enumerate(names)}
+
+
+def _distribution(hidden: Tensor, head: Tensor, targets: Tensor, ref_hidden: Tensor | None) -> tuple[Tensor, ...]:
+    """(C,) log-probability, log collision probability and, given the reference's states, KL(pi_ref || pi)."""
+    logp = (hidden @ head.t()).float().log_softmax(-1)
+    picked = logp.gather(1, targets.unsqueeze(1)).squeeze(1)
+    collision = (2 * logp.detach()).logsumexp(-1)
+    if ref_hidden is None:
+        return picked, collision
+    ref = (ref_hidden @ head.t()).float().log_softmax(-1)
+    return picked, collision, (ref.exp() * (ref - logp)).sum(-1)
+
+
+def pair_logps(micro: Microbatch, signals: Signals, needs: Needs) -> list[PairLogps]:
+    """One ``PairLogps`` of B pairs for each of K adapters."""
+    rows = micro.rows
+    k, per_copy = rows.copies, rows.targets.shape[0] // rows.copies
+    flat = torch.zeros(rows.n_segments * k, device=rows.targets.device)
+    sums = flat.index_add(0, rows.segments, signals["logps"]).view(k, -1, 2)
+    out = []
+    for copy in range(k):
+        mine = {name: value.view(k, per_copy)[copy] for name, value in signals.items()}
+        chosen, rejected = (_token_stats(micro, mine, side, needs) for side in (0, 1))
+        out.append(
+            PairLogps(
+                chosen=sums[copy, :, 0],
+                rejected=sums[copy, :, 1],
+                chosen_len=micro.lengths[0],
+                rejected_len=micro.lengths[1],
+                ref_chosen=micro.reference[0],
+                ref_rejected=micro.reference[1],
+                chosen_score=None if micro.scores is None else micro.scores[0],
+                rejected_score=None if micro.scores is None else micro.scores[1],
+                chosen_tokens=chosen,
+                rejected_tokens=rejected,
+            )
+        )
+    return out
+
+
+def _token_stats(micro: Microbatch, signals: Signals, side: int, needs: Needs) -> TokenStats | None:
+    if micro.tokens is None:
+        return None
+    grids = {name: _grid(value, micro.rows, side) for name, value in signals.items() if name in needs.fields}
+    return dataclasses.replace(micro.tokens[side], **grids)
+
+
+@torch.no_grad()
+def mismatched_logratios(base: Base, micro: Microbatch) -> Tensor | None:
+    """(K, B) log pi / pi_ref in nats of mismatched responses under the active adapters, or None where not asked for."""
+    if micro.mismatched is None:
+        return None
+    rows, reference = micro.mismatched
+    with use_layout(rows):
+        return response_logps(base, rows).view(rows.copies, -1) - reference
+
+
+def concatenate(parts: Sequence[PairLogps]) -> PairLogps:
+    """The pairs of several micro-batches as one batch; per-token values are padded to the longest response."""
+    if len(parts) == 1:
+        return parts[0]
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(PairLogps):
+        items = [getattr(part, field.name) for part in parts]
+        if items[0] is None:
+            continue
+        values[field.name] = _concatenate_tokens(items) if isinstance(items[0], TokenStats) else torch.cat(items)
+    return PairLogps(**values)
+
+
+def _concatenate_tokens(parts: Sequence[TokenStats]) -> TokenStats:
+    width = max(part.mask.shape[1] for part in parts)
+
+    def join(values: list[Tensor]) -> Tensor:
+        return torch.cat([torch.nn.functional.pad(value, (0, width - value.shape[1])) for value in values])
+
+    fields = [field.name for field in dataclasses.fields(TokenStats) if getattr(parts[0], field.name) is not None]
+    return TokenStats(**{name: join([getattr(part, name) for part in parts]) for name in fields})

@@ -1,0 +1,188 @@
+"""One optimizer step of a stack of runs: forward passes, losses, gradients, clipping, AdamW, metrics.
+
+Shapes: K runs of a stack, B pairs of an optimizer batch, P parameters of an adapter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prefopt.config.schema import Train
+from prefopt.contract.loss import PairLogps
+from prefopt.data import TokenPair
+from prefopt.model.adapters import AdapterBank
+from prefopt.model.base import Base
+from prefopt.model.packing import use_layout
+from prefopt.train.microbatch import (
+    Microbatch,
+    Needs,
+    Signals,
+    concatenate,
+    forward,
+    mismatched_logratios,
+    pair_logps,
+    prepare,
+)
+from prefopt.train.optimizer import schedule
+from prefopt.train.state import Run, collect, summary
+
+MICROBATCH_TOKENS = 16384  # of one pass with gradients, where micro_batch is "auto"
+
+
+def split_microbatches(pairs: Sequence[TokenPair], config: Train) -> list[slice]:
+    """Slices of the optimizer batch; all runs of a comparison get the same."""
+    if config.micro_batch == "auto":
+        longest = max(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
+        size = max(1, MICROBATCH_TOKENS // longest)
+    else:
+        size = config.micro_batch
+    return [slice(start, start + size) for start in range(0, len(pairs), size)]
+
+
+@dataclass
+class Batch:
+    """One optimizer batch, packed once for all runs that need the same of it."""
+
+    base: Base
+    bank: AdapterBank
+    pairs: Sequence[TokenPair]
+    reference: np.ndarray
+    config: Train
+    seed: int
+    step: int
+    packed: dict[tuple[Needs, int], list[Microbatch]] = field(default_factory=dict)
+
+    def micro_batches(self, needs: Needs, copies: int) -> list[Microbatch]:
+        """The batch in passes that fit the memory."""
+        if (needs, copies) not in self.packed:
+            successors = [*self.pairs[1:], self.pairs[0]]
+            self.packed[needs, copies] = [
+                prepare(
+                    self.base, self.bank, self.pairs[part], self.reference[:, part], needs,
+                    others=successors[part], copies=copies, seed=self.seed, step=self.step,
+                )
+                for part in split_microbatches(self.pairs, self.config)
+            ]  # fmt: skip
+        return self.packed[needs, copies]
+
+
+def train_step(base: Base, bank: AdapterBank, chunk: Sequence[Run], batch: Batch, config: Train) -> None:
+    """One optimizer step of a stack of runs."""
+    first, last = chunk[0].slot, chunk[-1].slot + 1
+    needs = Needs.of([run.loss for run in chunk])
+    micros = batch.micro_batches(needs, len(chunk))
+    n_pairs, step = len(batch.pairs), batch.step
+    bank.grads[first:last].zero_()
+    with bank.train(first, last):
+        if len(micros) > 1 and any(run.loss.batch_coupled for run in chunk):
+            seen = _coupled_backward(base, micros, chunk, needs)
+        else:
+            seen = _backward(base, micros, chunk, needs, n_pairs)
+    gradients = bank.grads[first:last]
+    norms = gradients.norm(dim=1)
+    rate = schedule(config, step)
+    for run, logps, norm, gradient in zip(chunk, seen, norms, gradients, strict=True):
+        row = _metrics(run, logps, step, run.learning_rate * rate, norm)
+        ok = norm.isfinite() & row["values"].isfinite().all()
+        gradient.mul_((config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        if base.device.type != "cpu":
+            gradient.copy_(torch.where(ok, gradient, 0.0))  # no waiting for the device; _collect finds it
+        run.history.append(row)
+        if base.device.type == "cpu" and not bool(ok):
+            collect(run)
+            continue
+        assert run.optimizer is not None
+        run.optimizer.param_groups[0]["lr"] = run.learning_rate * rate
+        run.optimizer.step()
+        run.pairs += n_pairs
+        run.tokens += sum(m.rows.input_ids.shape[0] // m.rows.copies for m in micros)
+
+
+def _backward(
+    base: Base, micros: Sequence[Microbatch], chunk: Sequence[Run], needs: Needs, n_pairs: int
+) -> list[PairLogps]:
+    """Gradients of losses that see pairs one by one (or the whole batch at once); the batch of each run, detached."""
+    seen: list[list[PairLogps]] = [[] for _ in chunk]
+    for micro in micros:
+        with use_layout(micro.rows):
+            signals = forward(base, micro, needs)
+            leaves = _leaves(signals)
+            batches = _with_mismatched(base, micro, pair_logps(micro, leaves, needs))
+            if len(micros) == 1:  # only losses that see the whole batch at once keep a moving average
+                batches = [_with_running(run, batch) for run, batch in zip(chunk, batches, strict=True)]
+            total = torch.stack([r.loss(b).sum() for r, b in zip(chunk, batches, strict=True)]).sum() / n_pairs
+            _send_back([signals], [leaves], total)
+        for one, batch in zip(seen, batches, strict=True):
+            one.append(_detached(batch))
+    return [concatenate(parts) for parts in seen]
+
+
+def _coupled_backward(base: Base, micros: Sequence[Microbatch], chunk: Sequence[Run], needs: Needs) -> list[PairLogps]:
+    """Gradients of losses that need the whole batch at once: a first pass without a graph, a second with one."""
+    leaves, parts = [], []
+    with torch.no_grad():
+        for micro in micros:
+            with use_layout(micro.rows):
+                leaves.append(_leaves(forward(base, micro, needs)))
+    for micro, leaf in zip(micros, leaves, strict=True):
+        parts.append(_with_mismatched(base, micro, pair_logps(micro, leaf, needs)))
+    batches = [concatenate([part[i] for part in parts]) for i in range(len(chunk))]
+    batches = [_with_running(run, batch) for run, batch in zip(chunk, batches, strict=True)]
+    torch.stack([run.loss(batch).mean() for run, batch in zip(chunk, batches, strict=True)]).sum().backward()  # type: ignore[no-untyped-call]
+    for micro, leaf in zip(micros, leaves, strict=True):
+        with use_layout(micro.rows):
+            signals = forward(base, micro, needs)
+            torch.autograd.backward(list(signals.values()), [_grad(leaf[name]) for name in signals])
+    return [_detached(batch) for batch in batches]
+
+
+def _leaves(signals: Signals) -> Signals:
+    return {name: value.detach().requires_grad_() for name, value in signals.items()}
+
+
+def _grad(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def _send_back(signals: Sequence[Signals], leaves: Sequence[Signals], total: Tensor) -> None:
+    total.backward()  # type: ignore[no-untyped-call]
+    for signal, leaf in zip(signals, leaves, strict=True):
+        live = [name for name, value in signal.items() if value.requires_grad]
+        torch.autograd.backward([signal[name] for name in live], [_grad(leaf[name]) for name in live])
+
+
+def _with_mismatched(base: Base, micro: Microbatch, batches: list[PairLogps]) -> list[PairLogps]:
+    crossed = mismatched_logratios(base, micro)
+    if crossed is None:
+        return batches
+    return [dataclasses.replace(b, mismatched=c) for b, c in zip(batches, crossed, strict=True)]
+
+
+def _with_running(run: Run, batch: PairLogps) -> PairLogps:
+    """Advance the loss's moving average by this batch, and hand it over."""
+    statistic = run.loss.statistic(batch)
+    if statistic is None:
+        return batch
+    value = statistic.detach()
+    decay = run.loss.decay  # type: ignore[attr-defined]
+    run.running = value if run.running is None else decay * run.running + (1 - decay) * value
+    return dataclasses.replace(batch, running=run.running)
+
+
+def _detached(batch: PairLogps) -> PairLogps:
+    values: dict[str, Any] = {f.name: getattr(batch, f.name) for f in dataclasses.fields(PairLogps)}
+    values |= {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
+    return PairLogps(**values)
+
+
+@torch.no_grad()
+def _metrics(run: Run, batch: PairLogps, step: int, rate: float, norm: Tensor) -> dict[str, Any]:
+    """A row of the history, still on the device."""
+    return {"step": step + 1, "split": "train", "values": summary(run.loss, batch), "rate": rate, "norm": norm}

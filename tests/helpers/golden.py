@@ -1,0 +1,136 @@
+"""One right value of each loss, worked out by hand."""
+
+from __future__ import annotations
+
+from math import exp, expm1, log, log1p
+
+import torch
+from golden import GOLDEN, PAIRS, TOKENS
+
+from prefopt import PairLogps, TokenStats
+
+
+def t(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + exp(-x))
+
+
+def nls(x: float) -> float:
+    """-log sigmoid(x)."""
+    return log1p(exp(-x))
+
+
+def odds(a: float) -> float:
+    return a - log(-expm1(a))
+
+
+PAIRS = PairLogps(
+    chosen=t(-10, -9),
+    rejected=t(-14, -10),
+    chosen_len=t(5, 3),
+    rejected_len=t(4, 5),
+    ref_chosen=t(-12, -10),
+    ref_rejected=t(-13, -12),
+    chosen_score=t(3, 5),
+    rejected_score=t(1, 4),
+    mismatched=t(0.5, 1.5),
+    running=torch.tensor(2.0),
+)
+
+# One pair of three tokens against one, h = (1, 0, 2) and (2); sums 3 and 2.
+TOKENS = PairLogps(
+    chosen=t(-6),
+    rejected=t(-1),
+    chosen_len=t(3),
+    rejected_len=t(1),
+    ref_chosen=t(-9),
+    ref_rejected=t(-3),
+    chosen_tokens=TokenStats(
+        mask=torch.tensor([[True, True, True]]),
+        logps=t(-1, -2, -3)[None],
+        ref_logps=t(-2, -2, -5)[None],
+        log_collision=t(-1, -1, -4)[None],
+        ref_kl=t(0.5, 0.25, 0.25)[None],
+        uniform=t(0.2, 0.7, 0.9)[None],
+    ),
+    rejected_tokens=TokenStats(
+        mask=torch.tensor([[True, False, False]]),
+        logps=t(-1, 0, 0)[None],
+        ref_logps=t(-3, 0, 0)[None],
+        log_collision=t(-2, 0, 0)[None],
+        ref_kl=t(3, 0, 0)[None],
+        uniform=t(0.5, 0, 0)[None],
+    ),
+)
+
+
+GOLDEN: dict[str, float] = {
+    # Pair 1: D = 2 - (-1) = 3.
+    "dpo": nls(0.1 * 3),
+    "dpo_flipped": nls(-0.1 * 3),
+    "cdpo": 0.9 * nls(0.3) + 0.1 * nls(-0.3),
+    "rdpo": (0.9 * nls(0.3) - 0.1 * nls(-0.3)) / 0.8,
+    "cdpo[label_smoothing=0.2]": 0.8 * nls(0.3) + 0.2 * nls(-0.3),
+    "rdpo[label_smoothing=0.2]": (0.8 * nls(0.3) - 0.2 * nls(-0.3)) / 0.6,
+    "dpo_norm": nls(5 * (0.4 + 0.25)),
+    "ipo": (0.65 - 1) ** 2,
+    "ipo_sum": (3 - 5) ** 2,
+    "hinge": 1 - 0.05 * 3,
+    "exo": sigmoid(0.3) * log(sigmoid(0.3) / 0.999) + sigmoid(-0.3) * log(sigmoid(-0.3) / 0.001),
+    "discopop": (1 - sigmoid(0.15 / 0.05)) * nls(0.15) + sigmoid(0.15 / 0.05) * exp(-0.15),
+    "discopop[tau=0.1]": (1 - sigmoid(1.5)) * nls(0.15) + sigmoid(1.5) * exp(-0.15),
+    "gpo": exp(-0.3),
+    "gpo[link=squared_hinge]": (1 - 0.3) ** 2,
+    "gpo[link=savage]": 1 / (1 + exp(0.3)) ** 2,
+    "focalpo": sigmoid(0.3) ** 0.05 * nls(0.3),
+    "fdpo": nls(0.1 * (1 - exp(-1) - (1 - exp(0.5))) / 0.5),
+    "fdpo[divergence=reverse_kl]": nls(0.3),
+    "fdpo[divergence=forward_kl]": nls(0.1 * (exp(1) - exp(-2))),
+    "fdpo[divergence=js]": nls(0.1 * (log(sigmoid(2)) - log(sigmoid(-1)))),
+    "chipo": nls(0.1 * (exp(2) + 2 - exp(-1) + 1)),
+    "r_dpo": nls(0.3 + 0.05 * (5 - 4)),
+    "dpop": nls(0.3),
+    "odpo": nls(0.3 - log(3 - 1)),
+    "sppo": (2 - 500) ** 2 + (-1 + 500) ** 2,
+    "cal_dpo": nls(3) + (2 - 500) ** 2 + (-1 + 500) ** 2,
+    "nca": nls(0.02) + 0.5 * nls(-0.02) + 0.5 * nls(0.01),
+    "apo_zero": 1 - sigmoid(0.2) + sigmoid(-0.1),
+    "apo_down": sigmoid(0.2) + 1 - sigmoid(0.3),
+    "simpo": nls(2 * (-2 + 3.5) - 2 * 0.5),
+    "alphapo": nls(2.5 * (exp(0.25 * 3.5) - exp(0.25 * 2)) / 0.25 - 0.1),
+    "slic": 0 + 0.1 * 10,  # the gap of 4 nats exceeds delta = 1
+    "orpo": 2 + 0.1 * nls(odds(-2) - odds(-3.5)),
+    "cpo": nls(0.1 * 4) + 2,
+    "cpo_simpo": nls(2 * 1.5 - 1) + 2,
+    "rpo": nls(0.3) + 2,
+    "noop": 0,
+    "sft": 2,
+    # z = (0.5 + 1.5) / 2 = 1.
+    "kto": 0.5 * (1 - sigmoid(0.1 * (2 - 1))) + 0.5 * (1 - sigmoid(0.1 * (1 + 1))),
+    "kto[desirable_weight=2.0]": (1 - sigmoid(0.1 * (2 - 1))) + 0.5 * (1 - sigmoid(0.1 * (1 + 1))),
+    # The moving average given is 2.
+    "bco": nls(0.02 - 2) + nls(-(-0.01 - 2)),
+    "bco[beta=0.1]": nls(0.2 - 2) + nls(-(-0.1 - 2)),
+    # Gaps 4, 1 and 1, 2 under the reference: the larger against the larger, 4 - 2.
+    "aot": nls(0.01 * (4 - 2)),
+    # Chosen 2, 1 and rejected -1, 2: the larger against the larger, 2 - 2.
+    "aot_unpaired": nls(0),
+    # D = 3 and -1; exp(-L) is the sigmoid.
+    "dr_dpo": -log((sigmoid(0.3) + sigmoid(-0.1)) / 2),
+    # D = 3 and -1, moving average 2; both are kept, M = 1, beta' = 0.1 * (1 + 0.6 * (1 - 2)).
+    "beta_dpo": nls(0.04 * 3),
+    # Only the nearer gap, 3, is kept, at twice the weight; beta' = 0.1 * (1 + 0.6 * (3 - 2)).
+    "beta_dpo[keep=0.5]": 2 * nls(0.16 * 3),
+    # Token pair: D = 3 - 2 = 1, K = 1 and 3.
+    "tdpo": nls(0.1 * 1 - 0.5 * 0.1 * (3 - 1)),
+    "tdpo1": nls(0.1 * 1 - 0.1 * (3 - 1)),
+    # Mean excess (0 - 1 + 1) / 3 = 0 and -1 + 2 = 1.
+    "wpo": exp(0) * exp(1) * nls(0.01 * 1),
+    # n = 1: 1 + 0.5 * (0 + 2) = 2 against 2.
+    "ld_dpo": nls(0.1 * (2 - 2)),
+    # The least noise, 0.2, draws the chosen token with h = 1.
+    "sampo": nls(0.05 * (1 - 2)),
+}

@@ -1,0 +1,69 @@
+"""Short training of tiny models."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from rows import pairs
+
+from prefopt import make_loss
+from prefopt.config.schema import Train
+from prefopt.contract.loss import Loss
+from prefopt.data import TokenPair
+from prefopt.model.adapters import AdapterBank
+from prefopt.model.base import Base
+from prefopt.model.logps import score_rows
+from prefopt.train.loop import train_group
+from prefopt.train.pairset import PairSet, Reference, unique_responses
+from prefopt.train.state import Run
+
+CONFIG = Train(steps=4, pairs_per_step=4, learning_rate=1e-2, warmup_steps=1, eval_every=2, log_every=2)
+
+
+def scored(count: int, seed: int) -> list[TokenPair]:
+    source = np.random.default_rng(seed)
+    return [
+        dataclasses.replace(pair, chosen_score=float(a), rejected_score=float(a - b))
+        for pair, a, b in zip(
+            pairs(count, seed), source.normal(size=count), source.exponential(size=count), strict=True
+        )
+    ]
+
+
+def pair_set(base: Base, some: list[TokenPair]) -> PairSet:
+    unique = unique_responses(some, shared=base.packed)
+    values = score_rows(base, unique.rows)
+    return PairSet(tuple(some), Reference(values[unique.chosen], values[unique.rejected], "test"))
+
+
+def train(
+    base: Base, labels: list[str | Loss], config: Train = CONFIG, *, seed: int = 0, n: int = 8
+) -> tuple[list[Run], AdapterBank]:
+    bank = AdapterBank(base.model, size=len(labels), rank=4, alpha=8)
+    runs = []
+    for slot, label in enumerate(labels):
+        loss = make_loss(label) if isinstance(label, str) else label
+        bank.initialise(slot, seed)
+        runs.append(Run(f"{slot}", loss, config.learning_rate, slot))
+    with bank.off():
+        sets = [pair_set(base, scored(n, 1)), pair_set(base, scored(4, 2))]
+    train_group(
+        base, bank, runs, train=sets[0], heldout=sets[1], config=config, seed=seed, progress=lambda step, values: None
+    )
+    return runs, bank
+
+
+def heldout(run: Run) -> list[dict[str, float]]:
+    return [row for row in run.history if row["split"] == "heldout"]
+
+
+def shaken(base: Base, size: int) -> AdapterBank:
+    """Adapters whose B is not zero."""
+    bank = AdapterBank(base.model, size=size, rank=4, alpha=8)
+    source = torch.Generator().manual_seed(5)
+    for index in range(size):
+        bank.initialise(index, index)
+    bank.params += 0.05 * torch.randn(bank.params.shape, generator=source)
+    return bank

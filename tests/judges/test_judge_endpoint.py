@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+
+import chat_server
+import judged
+import pytest
+import transformers
+
+from prefopt.errors import IncompleteError, MachineError, UsageError
+from prefopt.judges import Cache, EndpointJudge, Limits
+from prefopt.judges.contract import Shown
+from prefopt.judges.endpoint import check_url, retry_after
+from prefopt.judges.judging import judge_folder, run
+from prefopt.judges.local import LocalJudge
+from prefopt.judges.questions import questions
+
+QUICK = Limits(read_s=2.0, total_s=1.0, retries=2)
+
+
+@pytest.fixture
+def server() -> Iterator[chat_server.ChatServer]:
+    with chat_server.serve() as state:
+        yield state
+
+
+@pytest.fixture
+def waits() -> list[float]:
+    return []
+
+
+@pytest.fixture
+def client(server: chat_server.ChatServer, waits: list[float]) -> Iterator[EndpointJudge]:
+    judge = EndpointJudge("tiny", base_url=server.url, key=chat_server.KEY, limits=QUICK, sleep=waits.append)
+    yield judge
+    judge.close()
+
+
+def some(n: int = 1) -> list[Shown]:
+    return [Shown(f"prompt {i}", "one", "two") for i in range(n)]
+
+
+def ask(judge: EndpointJudge, n: int = 1) -> list[tuple[float | None, str]]:
+    return [(v.first, v.error) for _, v in sorted(judge.ask(some(n)), key=lambda pair: pair[0])]
+
+
+def test_a_real_model_behind_a_server_agrees_with_the_same_model_here(tmp_path: Path, tiny_base) -> None:
+    base = tiny_base()
+    plain = transformers.AutoModelForCausalLM.from_pretrained(base.name).eval()
+    folder = judged.write(tmp_path / "x", {"better": 2, "worse": 0}, seeds=1)
+    asked = questions(folder, prompts=2)
+    cache = Cache(tmp_path / "cache.sqlite")
+    local = LocalJudge(base)
+    local.window = 100_000
+    with chat_server.serve(plain, base.tokenizer) as state:
+        remote = EndpointJudge("tiny", base_url=state.url)
+        found = judge_folder(folder, remote, asked, cache=cache, progress=judged.Quiet())
+        again = EndpointJudge("tiny", base_url=state.url)
+        judge_folder(folder, again, asked, cache=cache, progress=judged.Quiet())
+        assert again.calls == 0, "all verdicts are in the cache"
+        remote.close()
+        again.close()
+    some_questions = asked.shown()
+    soft = dict(local.ask(some_questions))
+    hard = dict(enumerate(cache.get([_key(remote, question) for question in some_questions]).values()))
+    assert [round(soft[i].first) for i in soft] == [int(hard[i]) for i in soft]
+    assert found["invalid_share"] == 0
+    assert found["facts"]["served"] == ["tiny"]
+    assert found["facts"]["completion_tokens"] == remote.calls > 0
+
+
+def _key(judge: EndpointJudge, question: Shown) -> str:
+    from prefopt.judges.cache import key_of
+
+    return key_of(judge.fingerprint, question.prompt, question.first, question.second)
+
+
+def test_request_is_a_plain_chat_completion(client: EndpointJudge, server: chat_server.ChatServer) -> None:
+    assert ask(client) == [(1.0, "")]
+    (body,) = server.requests
+    assert body["model"] == "tiny"
+    assert body["temperature"] == 0
+    assert [message["role"] for message in body["messages"]] == ["user"]
+    assert server.keys == [f"Bearer {chat_server.KEY}"]
+
+
+@pytest.mark.parametrize("fault", [429, 500, 502, 503, "drip", "huge", "hangup"])
+def test_what_passes_is_tried_again(client: EndpointJudge, server, waits: list[float], fault) -> None:
+    server.faults = [fault, fault]
+    assert ask(client) == [(1.0, "")]
+    assert client.calls == 3
+    assert len(waits) == 2
+    assert 0 < waits[0] <= 0.5 < 2 * waits[1] <= 2
+
+
+def test_server_that_stays_down_is_an_error_and_not_a_loss(client: EndpointJudge, server) -> None:
+    server.faults = [503] * 3
+    assert ask(client) == [(None, "server: status 503")]
+    assert client.calls == 3
+
+
+def test_slow_drip_ends_at_the_deadline(client: EndpointJudge, server) -> None:
+    server.faults = ["drip"] * 3
+    began = time.monotonic()
+    ((first, error),) = ask(client)
+    assert first is None
+    assert "within 1 s" in error
+    assert time.monotonic() - began < 4.5
+
+
+@pytest.mark.parametrize(("wait", "least"), [("2", 2.0), ("60", 60.0), ("0", 0.0)])
+def test_retry_after_is_honoured(client: EndpointJudge, server, waits: list[float], wait: str, least: float) -> None:
+    server.faults = [(429, {"Retry-After": wait})]
+    assert ask(client) == [(1.0, "")]
+    assert waits[0] >= least
+
+
+def test_absurd_retry_after_is_not(client: EndpointJudge, server, waits: list[float]) -> None:
+    server.faults = [(429, {"Retry-After": "86400"})]
+    assert ask(client) == [(1.0, "")]
+    assert waits[0] <= 0.5
+
+
+def test_retry_after_reads_numbers_and_dates() -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    assert retry_after(soon) == pytest.approx(30, abs=3)
+    assert retry_after("1.5") == 1.5
+    assert retry_after("-4") == 0
+    assert [retry_after(value) for value in (None, "soon", "nan")] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [("html", "not a chat completion"), ("empty", "not a chat completion"), ("null", "empty reply"),
+     ("length", "cut off"), ("prose", "no plain verdict"), ("nested", "not a chat completion")],
+)  # fmt: skip
+def test_unusable_replies_are_asked_for_once_more_then_counted(client: EndpointJudge, server, fault, error) -> None:
+    server.faults = [fault]
+    assert ask(client) == [(1.0, "")]
+    assert "could not be read" in server.requests[1]["messages"][0]["content"]
+    server.faults = [fault] * 2
+    ((first, said),) = ask(client)
+    assert first is None
+    assert error in said
+    assert client.calls == 4
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"), [(401, "key"), (403, "key"), (404, "no such model"), (400, "refuses"), ("redirect", "redirects")]
+)
+def test_refusals_end_it_after_one_call(client: EndpointJudge, server, fault, said: str, caplog) -> None:
+    server.faults = [fault] * 50
+    with caplog.at_level(logging.DEBUG), pytest.raises(MachineError, match=said) as problem:
+        ask(client, 20)
+    assert len(server.requests) == 1, "and a redirect is not followed"
+    assert chat_server.KEY not in str(problem.value) + repr(problem.value) + caplog.text
+
+
+def test_one_question_that_a_server_refuses_does_not_end_the_others(client: EndpointJudge, server) -> None:
+    server.faults = [None, 400, 400]
+    assert [first for first, _ in ask(client, 2)] == [1.0, None]
+    assert [first for first, _ in ask(client, 2)] == [1.0, 1.0]
+
+
+def test_calls_are_limited_and_concurrent(server, waits: list[float]) -> None:
+    server.delay_s = 0.05
+    judge = EndpointJudge("tiny", base_url=server.url, limits=Limits(concurrency=3), sleep=waits.append)
+    assert len(ask(judge, 13)) == 13
+    assert server.most_at_once == 3
+    judge.close()
+    spent = EndpointJudge("tiny", base_url=server.url, limits=Limits(max_calls=5), sleep=waits.append)
+    before = len(server.requests)
+    answers = []
+    with pytest.raises(IncompleteError, match="--max-calls 5"):
+        answers.extend(spent.ask(some(13)))
+    assert len(server.requests) - before == 5
+    assert 0 < len(answers) <= 5
+    spent.close()
+
+
+def test_newer_name_of_the_length_limit(client: EndpointJudge, server) -> None:
+    server.newer = True
+    assert [first for first, _ in ask(client, 4)] == [1.0] * 4
+    assert ["max_tokens" in body for body in server.requests] == [True] + [False] * 4
+    assert all("max_completion_tokens" in body for body in server.requests[1:])
+
+
+def test_changed_model_is_flagged(tmp_path: Path, server) -> None:
+    server.names = ["model-1"] * 9 + ["model-2"]
+    folder = judged.write(tmp_path / "x", {"better": 2}, seeds=1)
+    judge = EndpointJudge("tiny", base_url=server.url)
+    cache = Cache(tmp_path / "c.sqlite")
+    found = judge_folder(folder, judge, questions(folder, prompts=2), cache=cache, progress=judged.Quiet())
+    assert any("changed its model" in problem for problem in found["problems"])
+    judge.close()
+
+
+def test_a_server_that_echoes_the_key_does_not_spread_it(client: EndpointJudge, server) -> None:
+    server.faults = ["echo", "echo"]
+    ((_, verdict),) = client.ask(some())
+    assert verdict.reply == "you sent [key]"
+
+
+@pytest.mark.parametrize(
+    "url", ["https://api.example.com/v1/", "http://127.0.0.1:8000/v1", "http://localhost/v1", "http://[::1]:1/v1"]
+)
+def test_urls_that_may_be_called(url: str) -> None:
+    assert check_url(url) == url.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://api.example.com/v1", "https://user:swordfish@host/v1", "http://169.254.169.254/v1", "https://169.254.169.254",
+     "ftp://127.0.0.1", "127.0.0.1:8000", "", "http://127.0.0.1.example.com/v1", "https:///v1", "https://h/v1?key=1",
+     "http://0.0.0.0:1/v1", "https://[fe80::1]/v1", "file:///etc/passwd"],
+)  # fmt: skip
+def test_urls_that_may_not(url: str) -> None:
+    with pytest.raises(UsageError, match="--base-url") as problem:
+        check_url(url)
+    assert "swordfish" not in str(problem.value)
+
+
+def test_whole_command_plan_limit_run_and_no_key_anywhere(tmp_path: Path, server, monkeypatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", chat_server.KEY)
+    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
+    folder = judged.write(tmp_path / "x", {"better": 2, "same": 1}, seeds=1)
+    server.faults = ["prose", "prose"]
+
+    def go(limits: Limits, *, dry_run: bool = False):
+        return run(
+            folder.root, "openai:tiny", pairs="reference", prompts=None, base_url=server.url, key_variable="JUDGE_KEY",
+            limits=limits, device="cpu", questions_file=None, dry_run=dry_run, progress=judged.Quiet(),
+        )  # fmt: skip
+
+    plan = go(Limits(), dry_run=True)
+    assert server.requests == []
+    assert plan["calls"] == plan["verdicts"]
+    assert plan["tokens"] > 100 * plan["calls"]
+    with pytest.raises(UsageError, match=f"needs {plan['calls']} calls"):
+        go(Limits(max_calls=plan["calls"] - 1))
+    assert server.requests == []
+    found = go(Limits(max_calls=plan["calls"] + 1))
+    assert len(server.requests) == plan["calls"] + 1
+    assert go(Limits(), dry_run=True)["calls"] == 1, "the unusable reply alone is to be asked for again"
+    assert chat_server.KEY in server.keys[0]
+    assert chat_server.KEY not in json.dumps(found)
+    for path in [*folder.root.rglob("*"), *(tmp_path / "cache").rglob("*")]:
+        assert not path.is_file() or chat_server.KEY.encode() not in path.read_bytes(), path

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from prefopt import loss_names, make_loss
+from prefopt.contract import registry
+from prefopt.errors import UsageError
+from prefopt.losses import catalogue
+
+
+def test_rows_are_plain_values_of_every_loss() -> None:
+    rows = catalogue.catalogue_rows()
+    assert {row["name"] for row in rows} == set(loss_names())
+    assert json.loads(json.dumps(rows)) == rows
+    for row in rows:
+        assert row["summary"].endswith("."), row["name"]
+        assert "\n" not in row["summary"]
+        assert make_loss({"loss": row["name"], **row["defaults"]}) == make_loss(row["name"])
+        assert row["arxiv"] or row["name"] in ("cdpo", "noop", "dpo_flipped"), row["name"]
+
+
+def test_every_number_has_a_range_and_a_scale() -> None:
+    for row in catalogue.catalogue_rows():
+        for h in row["hyperparameters"]:
+            assert h["meaning"], (row["name"], h["name"])
+            assert h["choices"] or (h["within"] and len(h["paper"]) == 2), (row["name"], h["name"])
+
+
+def test_controls_come_last() -> None:
+    assert [row["name"] for row in catalogue.catalogue_rows()][-3:] == ["dpo_flipped", "noop", "sft"]
+
+
+def test_one_loss_in_full() -> None:
+    text = catalogue.describe("simpo")
+    for part in (
+        "loss      = -log sigmoid(reward(y_w) - reward(y_l) - gamma)",
+        "gamma_beta_ratio  (default 0.5; in [0, inf); in use 0 to 0.8)",
+        "needs no reference",
+        "arXiv:2405.14734, Eq. 6",
+        "cpo_alpha = 1 adds an NLL term (our cpo_simpo)",
+    ):
+        assert part in text
+    assert "``" not in text
+
+
+@pytest.mark.parametrize("name", loss_names())
+def test_every_loss_can_be_described(name: str) -> None:
+    text = catalogue.describe(name)
+    assert text.startswith(f"{name}: ")
+    assert "loss" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_what_a_loss_reads_is_said() -> None:
+    assert "reads single tokens: log_collision, logps" in catalogue.describe("wpo")
+    assert "reads chosen_score and rejected_score" in catalogue.describe("odpo")
+    assert "mismatched" in catalogue.describe("kto")
+
+
+def test_a_label_describes_its_loss_and_an_unknown_name_is_refused() -> None:
+    assert catalogue.describe("dpo[beta=0.2]") == catalogue.describe("dpo")
+    with pytest.raises(UsageError, match="did you mean dpo"):
+        catalogue.describe("dop")
+
+
+def test_tables_have_a_line_for_each_loss() -> None:
+    text, markdown = catalogue.text_table().splitlines(), catalogue.markdown_table().splitlines()
+    assert len(text) == 1 + len(loss_names())
+    assert len(markdown) == 2 + len(loss_names())
+    assert len({line.count("|") for line in markdown}) == 1
+    assert "| `dpo` |" in catalogue.markdown_table()
+    assert "[2305.18290](https://arxiv.org/abs/2305.18290)" in catalogue.markdown_table()
+
+
+def test_a_plugin_appears_in_the_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    source = (Path(catalogue.__file__).parent / "controls.py").read_text(encoding="utf-8")
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(re.sub(r'@register\("(\w+)"\)', r'@register("my_\1")', source), encoding="utf-8")
+    registry.load_plugin(str(plugin))
+    assert {"my_noop", "my_sft", "my_dpo_flipped"} <= {row["name"] for row in catalogue.catalogue_rows()}
+
+
+def test_curves_are_those_of_the_losses() -> None:
+    gaps, values, slopes = catalogue.loss_curve(make_loss("hinge"), points=25)
+    assert gaps[0] == pytest.approx(-6)
+    assert values[0] == pytest.approx(7)
+    assert values[-1] == 0
+    assert slopes[0] == pytest.approx(-1)
+    _, values, slopes = catalogue.loss_curve(make_loss("noop"), points=5)
+    assert values == slopes == [0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".png"])
+def test_picture_of_the_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    few = {name: registry._REGISTRY[name] for name in ("dpo", "kto", "tdpo", "noop", "orpo", "odpo", "bco", "sft")}
+    monkeypatch.setattr(registry, "_REGISTRY", few)
+    catalogue.plot_family(tmp_path / f"family{suffix}")
+    head = (tmp_path / f"family{suffix}").read_bytes()[:200]
+    assert b"svg" in head or head.startswith(b"\x89PNG")
