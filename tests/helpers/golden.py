@@ -5,7 +5,6 @@ from __future__ import annotations
 from math import exp, expm1, log, log1p
 
 import torch
-from golden import GOLDEN, PAIRS, TOKENS
 
 from prefopt import PairLogps, TokenStats
 
