@@ -46,7 +46,12 @@ def hyper(
 
 
 def inside(value: float, interval: str) -> bool:
-    """Whether ``value`` lies in an interval written as ``"[0, 0.5)"``; NaN lies in none."""
+    """Whether ``value`` lies in an interval written as ``"[0, 0.5)"``; NaN lies in none.
+
+    Example:
+        >>> inside(0.0, "[0, 0.5)"), inside(0.5, "[0, 0.5)")
+        (True, False)
+    """
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = low <= value if interval[0] == "[" else low < value
     below = value <= high if interval[-1] == "]" else value < high

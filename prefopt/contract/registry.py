@@ -74,6 +74,13 @@ def make_loss(spec: str | Mapping[str, Any], /, **hyperparameters: Any) -> Loss:
 
     Raises:
         UsageError: For an unknown name, a foreign hyperparameter, a value of the wrong type or out of range.
+
+    Example:
+        >>> import prefopt.losses
+        >>> make_loss("dpo[beta=0.2]")
+        DPO(beta=0.2)
+        >>> make_loss("dpo", beta=0.2).spec()
+        {'loss': 'dpo', 'beta': 0.2}
     """
     if isinstance(spec, str):
         name, given = parse_label(spec)
@@ -107,7 +114,12 @@ def _coerce(name: str, key: str, value: Any, default: Any) -> Any:
 
 
 def parse_label(text: str) -> tuple[str, dict[str, Any]]:
-    """Split ``simpo[beta=2.5,gamma_beta_ratio=0.3]`` into its name and hyperparameters."""
+    """Split ``simpo[beta=2.5,gamma_beta_ratio=0.3]`` into its name and hyperparameters.
+
+    Example:
+        >>> parse_label("simpo[beta=2.5,gamma_beta_ratio=0.3]")
+        ('simpo', {'beta': 2.5, 'gamma_beta_ratio': 0.3})
+    """
     match = re.fullmatch(r"\s*([^\[\]\s]+)\s*(?:\[(.*)\])?\s*", text)
     if match is None:
         raise UsageError(f"cannot read loss {text!r}; write name or name[key=value,key=value]")
@@ -134,7 +146,12 @@ def _literal(text: str) -> bool | int | float | str:
 
 
 def split_labels(text: str) -> list[str]:
-    """Split ``dpo,simpo[beta=2,gamma_beta_ratio=0.5]`` at the commas outside brackets."""
+    """Split ``dpo,simpo[beta=2,gamma_beta_ratio=0.5]`` at the commas outside brackets.
+
+    Example:
+        >>> split_labels("dpo,simpo[beta=2,gamma_beta_ratio=0.5]")
+        ['dpo', 'simpo[beta=2,gamma_beta_ratio=0.5]']
+    """
     return [part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip()]
 
 

@@ -66,6 +66,11 @@ def worst_case(score: ArrayLike, n: ArrayLike, invalid: ArrayLike) -> tuple[Arra
 
     Returns:
         Two arrays of that shape, NaN where there was no comparison at all.
+
+    Example:
+        >>> lost, won = worst_case([0.5], [4], [1])  # four usable verdicts, one that is not
+        >>> lost.tolist(), won.tolist()
+        ([0.4], [0.6])
     """
     n, invalid = np.asarray(n, dtype=np.float64), np.asarray(invalid, dtype=np.float64)
     wins = np.where(n > 0, np.nan_to_num(np.asarray(score, dtype=np.float64)) * n, 0.0)

@@ -113,7 +113,14 @@ def two_way(y: ArrayLike, *, null: float = 0.0, confidence: float = 0.95, share:
 
 
 def win_rate(y: ArrayLike, *, confidence: float = 0.95) -> Estimate:
-    """``two_way`` for win rates: cells in [0, 1], null 1/2, interval on the log-odds scale."""
+    """``two_way`` for win rates: cells in [0, 1], null 1/2, interval on the log-odds scale.
+
+    Example:
+        >>> import numpy as np
+        >>> wins = np.array([[1.0, 0.5, 1.0], [1.0, 0.0, 1.0]])  # two seeds, three prompts
+        >>> round(win_rate(wins).value, 2)
+        0.75
+    """
     return two_way(y, null=0.5, confidence=confidence, share=True)
 
 

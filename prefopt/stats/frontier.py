@@ -152,6 +152,10 @@ def interquartile_mean(values: ArrayLike) -> Array:
 
     Source:
         Agarwal et al. 2021, arXiv:2108.13264; fractional weights make it exact for any M.
+
+    Example:
+        >>> float(interquartile_mean([0.0, 1.0, 2.0, 100.0]))
+        1.5
     """
     ordered = np.sort(np.asarray(values, dtype=np.float64), axis=-1)
     m = ordered.shape[-1]

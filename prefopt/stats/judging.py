@@ -32,6 +32,11 @@ def both_orders(as_first: ArrayLike, as_second: ArrayLike) -> BothOrders:
     Args:
         as_first: (R,) how far text a won when it stood first: 1, 1/2, 0 or a probability; NaN where unusable.
         as_second: (R,) how far text a won when it stood second.
+
+    Example:
+        >>> taste = both_orders([1.0, 1.0], [0.0, 1.0])  # the first text wins whatever it is, then the better one
+        >>> taste.score.tolist(), taste.consistency
+        ([0.5, 1.0], 0.5)
     """
     pair = np.stack([np.asarray(as_first, dtype=np.float64), np.asarray(as_second, dtype=np.float64)])
     usable = ~np.isnan(pair)
@@ -50,7 +55,12 @@ def both_orders(as_first: ArrayLike, as_second: ArrayLike) -> BothOrders:
 
 
 def attenuated(win_rate: ArrayLike, accuracy: float) -> Array:
-    """The win rate that a judge shows who is right with probability ``accuracy`` whatever the texts."""
+    """The win rate that a judge shows who is right with probability ``accuracy`` whatever the texts.
+
+    Example:
+        >>> round(float(attenuated(0.7, accuracy=0.8)), 4)
+        0.62
+    """
     return np.asarray(0.5 + (2 * accuracy - 1) * (np.asarray(win_rate, dtype=np.float64) - 0.5))
 
 
@@ -69,6 +79,10 @@ def unattenuated(win_rate: ArrayLike, accuracy: float) -> Array:
 
     Source:
         Rogan and Gladen 1978, with equal sensitivity and specificity.
+
+    Example:
+        >>> round(float(unattenuated(0.62, accuracy=0.8)), 4)
+        0.7
     """
     if accuracy <= 0.5:
         raise ValueError(f"accuracy must exceed 0.5; got {accuracy}: these verdicts say nothing about the truth")

@@ -54,7 +54,12 @@ def margins(
 
 
 def accuracies(margin: ArrayLike) -> Array:
-    """1 where the margin is positive, 1/2 where it is 0, 0 where it is negative; NaN stays."""
+    """1 where the margin is positive, 1/2 where it is 0, 0 where it is negative; NaN stays.
+
+    Example:
+        >>> accuracies([0.3, 0.0, -0.2]).tolist()
+        [1.0, 0.5, 0.0]
+    """
     m = np.asarray(margin, dtype=np.float64)
     return 0.5 * (np.sign(m) + 1)
 

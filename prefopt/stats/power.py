@@ -98,7 +98,14 @@ def minimum_detectable_effect(
 def seeds_needed(
     effect: float, components: Components, *, prompts: int, alpha: float = 0.05, power: float = 0.8
 ) -> int | None:
-    """Fewest seeds (at least 2) that find ``effect`` with the given power; None beyond 200."""
+    """Fewest seeds (at least 2) that find ``effect`` with the given power; None beyond 200.
+
+    Example:
+        >>> from prefopt.stats.estimates import Components
+        >>> few_prompts = Components.assumed(seed_sd=0.02, prompt_sd=0.1, cell_sd=0.4)
+        >>> seeds_needed(0.05, few_prompts, prompts=256)
+        6
+    """
 
     def enough(seeds: int) -> bool:
         return float(_power(np.asarray(effect), _thresholds(components, seeds, prompts, alpha))) >= power

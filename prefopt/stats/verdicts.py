@@ -36,6 +36,10 @@ def holm(p_values: ArrayLike) -> Array:
 
     Source:
         Holm 1979, Scandinavian Journal of Statistics 6(2), 65-70.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03]).tolist()
+        [0.03, 0.06, 0.06]
     """
     p = np.asarray(p_values, dtype=np.float64)
     if not ((p >= 0) & (p <= 1)).all():
@@ -58,6 +62,10 @@ def sign_flip(differences: ArrayLike) -> float:
 
     Returns:
         The p value; 1 with no or one seed.
+
+    Example:
+        >>> sign_flip([0.1, 0.2, 0.05])  # all of one sign: 2 of the 8 ways
+        0.25
     """
     d = np.asarray(differences, dtype=np.float64)
     d = d[~np.isnan(d)]
@@ -74,7 +82,12 @@ def sign_flip(differences: ArrayLike) -> float:
 
 
 def smallest_sign_flip(n_seeds: int) -> float:
-    """The least p value that ``sign_flip`` can reach with that many seeds."""
+    """The least p value that ``sign_flip`` can reach with that many seeds.
+
+    Example:
+        >>> smallest_sign_flip(5)
+        0.0625
+    """
     return min(1.0, 2.0 ** (1 - n_seeds))
 
 
