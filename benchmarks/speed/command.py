@@ -26,8 +26,8 @@ from benchmarks.speed.cases import Case
 from benchmarks.speed.render import render
 from benchmarks.speed.sections import CUDA_ONLY, SECTIONS, Plan, check_parity
 from prefopt.comparison.provenance import commit, packages
+from prefopt.config.schema import EMBEDDED_MODEL
 from prefopt.errors import PrefoptError, UsageError
-from prefopt.model.base import EMBEDDED_MODEL
 from prefopt.model.source import local_folder
 from prefopt.runtime.device import device_facts, pick_device, pick_dtype
 from prefopt.storage.formats import write_frame, write_json

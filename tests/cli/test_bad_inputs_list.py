@@ -77,7 +77,7 @@ COVERED: dict[str, list[str]] = {
     "C11": ["test_bad_inputs_config.py::test_c11_folder_that_is_a_link_elsewhere",
             "test_bad_inputs_config.py::test_c11_link_inside_the_folder",
             "test_bad_inputs_config.py::test_c11_folder_with_files_of_others"],
-    "C12": [DIFFERS, "command.py::test_another_setting_under_the_same_name_is_refused"],
+    "C12": [DIFFERS, "test_runner.py::test_another_setting_under_the_same_name_is_refused"],
     "C13": ["test_bad_inputs_config.py::test_c13_folder_of_a_newer_version"],
     "C14": [f"{PLUGIN}[C14 import]", f"{PLUGIN}[C14 clash]",
             "test_bad_inputs_config.py::test_c14_packages_load_only_when_named",
