@@ -18,14 +18,15 @@ from prefopt.contract.registry import register
 class KTO(Loss):
     """Prospect-theoretic value of each response against the policy's drift from the reference.
 
-    With h(y) = log pi/pi_ref in nats summed over response tokens, and z = max(0, mean over the batch of h(y')),
-    y' the response of another prompt, without gradient:
+    With h(y) = log pi/pi_ref in nats summed over response tokens, and z = max(0, mean over the batch of h(y')), y' the
+    next pair's chosen or rejected response given this prompt, without gradient:
 
         loss      = 1/2 desirable_weight * (1 - sigmoid(beta * (h(y_w) - z)))
                   + 1/2 undesirable_weight * (1 - sigmoid(beta * (z - h(y_l))))
         reward(y) = beta * h(y)
 
-    A pair is two examples, and the loss their mean.
+    A pair is two examples, and the loss their mean. Over the batch each of the 2B responses enters z once, as the
+    authors' loader has it: the response that follows, desirable or not.
 
     Args:
         beta: Risk aversion, > 0, in reward per nat; the paper uses 0.01 to 1, mostly 0.1.
@@ -39,7 +40,9 @@ class KTO(Loss):
         Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 7.
 
     Differs:
-        TRL 1.16 (KTOTrainer): the same; its z is that of the micro-batch, and needs the data unshuffled.
+        HALOs: z of the micro-batch, over whatever responses lie side by side in it, and without those that are 0.
+        TRL 1.16 (KTOTrainer): the same responses, each under the prompt that follows where ours stands under the one
+            before; z is that of the micro-batch, and needs the data unshuffled.
         turbo-alignment, rlhf-book ("kto_pair"): z from the matched responses. oxRL: -log sigmoid for 1 - sigmoid.
     """
 

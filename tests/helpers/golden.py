@@ -35,7 +35,7 @@ PAIRS = PairLogps(
     ref_rejected=t(-13, -12),
     chosen_score=t(3, 5),
     rejected_score=t(1, 4),
-    mismatched=t(0.5, 1.5),
+    mismatched=torch.stack([t(0.5, 2.5), t(-1.5, 2.5)], dim=1),
     running=torch.tensor(2.0),
 )
 
@@ -107,7 +107,7 @@ GOLDEN: dict[str, float] = {
     "rpo": nls(0.3) + 2,
     "noop": 0,
     "sft": 2,
-    # z = (0.5 + 1.5) / 2 = 1.
+    # z = (0.5 + 2.5 - 1.5 + 2.5) / 4 = 1.
     "kto": 0.5 * (1 - sigmoid(0.1 * (2 - 1))) + 0.5 * (1 - sigmoid(0.1 * (1 + 1))),
     "kto[desirable_weight=2.0]": (1 - sigmoid(0.1 * (2 - 1))) + 0.5 * (1 - sigmoid(0.1 * (1 + 1))),
     # The moving average given is 2.

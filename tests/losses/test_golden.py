@@ -13,6 +13,7 @@ from dataclasses import replace
 from math import log
 
 import pytest
+import torch
 from golden import GOLDEN, PAIRS, TOKENS, nls, t
 
 from prefopt import PairLogps, loss_names, make_loss
@@ -85,3 +86,9 @@ START = {
 def test_value_at_the_start(name: str) -> None:
     zero = PairLogps(t(-7), t(-9), t(5), t(4), t(-7), t(-9), mismatched=t(0))
     assert make_loss(name)(zero).item() == pytest.approx(START[name])
+
+
+def test_kto_weighs_rejected_responses_in_z_too() -> None:
+    # z = max(0, (10 + 20 - 30 - 40) / 4) = 0; over the chosen alone it would be 15, and the loss .4769.
+    pair = PairLogps(t(2), t(-1), t(1), t(1), t(0), t(0), mismatched=torch.stack([t(10, 20), t(-30, -40)], dim=1))
+    assert make_loss("kto")(pair).item() == pytest.approx(0.4626, abs=5e-5)
