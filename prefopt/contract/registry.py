@@ -34,17 +34,19 @@ def register(name: str, *, aliases: tuple[str, ...] = ()) -> Callable[[L], L]:
     Raises:
         UsageError: If the name is taken or malformed, or the class is not a frozen dataclass on ``Loss``.
     """
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"loss name {name!r} must match [a-z][a-z0-9_]*, at most 40 characters")
+    for wanted in (name, *aliases):
+        if not _NAME.fullmatch(wanted):
+            raise UsageError(f"loss name {wanted!r} must match [a-z][a-z0-9_]*, at most 40 characters")
 
     def add(cls: L) -> L:
         if not (isinstance(cls, type) and issubclass(cls, Loss)):
             raise UsageError(f"{name}: @register needs a subclass of prefopt.Loss, got {cls!r}")
         if "__dataclass_fields__" not in cls.__dict__ or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
             raise UsageError(f"{name}: put @dataclass(frozen=True) below @register({name!r})")
-        taken = _REGISTRY.get(_ALIASES.get(name, name))
-        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise UsageError(f"loss name {name!r} is taken by {taken.__module__}.{taken.__qualname__}")
+        for wanted in (name, *aliases):
+            taken = _REGISTRY.get(_ALIASES.get(wanted, wanted))
+            if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise UsageError(f"loss name {wanted!r} is taken by {taken.__module__}.{taken.__qualname__}")
         for needed in ("source", "needs_reference", "length_normalized"):
             if not hasattr(cls, needed):
                 raise UsageError(f"{name}: the class must set {needed}")

@@ -108,14 +108,22 @@ class BCO(Loss):
 
     def statistic(self, logps: PairLogps) -> Tensor:
         """() mean reward of the batch's responses."""
-        r = self.rewards(logps)
-        return ((r.chosen.mean() + r.rejected.mean()) / 2).detach()
+        return mean_reward(self.rewards(logps))
 
     def __call__(self, logps: PairLogps) -> Tensor:
         """(B,) sum of the two classification losses."""
         shift = self.statistic(logps) if logps.running is None else logps.running
-        r = self.rewards(logps)
-        return -F.logsigmoid(r.chosen - shift) - F.logsigmoid(shift - r.rejected)
+        return classified(self.rewards(logps), shift)
+
+
+def mean_reward(rewards: ChosenRejected) -> Tensor:
+    """() mean reward of all responses of the batch, without gradient."""
+    return ((rewards.chosen.mean() + rewards.rejected.mean()) / 2).detach()
+
+
+def classified(rewards: ChosenRejected, shift: Tensor) -> Tensor:
+    """(B,) loss of telling chosen from rejected by whether the reward exceeds the shift."""
+    return -F.logsigmoid(rewards.chosen - shift) - F.logsigmoid(shift - rewards.rejected)
 
 
 @register("aot")
@@ -264,17 +272,19 @@ class BetaDPO(Loss):
     Args:
         beta: The beta at M = M0, > 0, in reward per nat; the paper uses 0.1.
         alpha: How strongly beta follows the gap, >= 0, per nat; the paper uses 0.6.
-        keep: Share of the batch kept, in (0, 1]; the paper uses 0.8.
+        keep: Share of the batch kept, rounded down to pairs, in (0, 1]; the paper uses 0.8.
         decay: Share of the old average kept at each step, in [0, 1); the paper uses 0.9.
 
     Raises:
         ValueError: If a hyperparameter is out of range.
 
     Source:
-        Wu et al. 2024, arXiv:2407.08639. The paper draws the pairs to keep at random with Gaussian
-        weights about M0; here the nearest are kept, so that a step can be repeated.
+        Wu et al. 2024, arXiv:2407.08639. Keeping the nearest pairs, so that a loss is a function of its batch, is our
+        departure: the pairs farthest from M0 are never trained on.
 
     Differs:
+        Its authors' code: draws the pairs to keep, with Gaussian weights about M0 as wide as the moving standard
+            deviation, so that a far pair has its turn now and then; its averages begin at 0.
         oxRL: a beta for each pair, through which it takes the gradient.
     """
 
@@ -301,7 +311,7 @@ class BetaDPO(Loss):
         """(B,) loss of the pairs kept, weighted for those dropped."""
         usual = self.statistic(logps) if logps.running is None else logps.running
         gap = logps.logratios().margin
-        count = max(1, round(self.keep * len(gap)))
+        count = max(1, int(self.keep * len(gap)))
         kept = (gap.detach() - usual).abs().argsort(stable=True)[:count]
         beta = (self.beta * (1 + self.alpha * (gap.detach()[kept].mean() - usual))).clamp(min=1e-3)
         weight = torch.zeros_like(gap.detach()).index_fill(0, kept, len(gap) / count)
