@@ -79,6 +79,7 @@ def _spread(loss: Declared, policy: Tensor, reference: Tensor | None, length: Te
     policy_tokens = policy[:, None] * share
     reference_tokens = None if reference is None else reference[:, None] * share
     fields = loss.token_fields
+    noise = (step * 0.618034 + length[:, None] * 0.754878 + 0.3) % 1  # of the pair itself, whatever its batch
     kl = None
     if "ref_kl" in fields and reference_tokens is not None:
         # Any smooth value that is zero, with a zero gradient, where the two policies agree.
@@ -89,7 +90,7 @@ def _spread(loss: Declared, policy: Tensor, reference: Tensor | None, length: Te
         ref_logps=reference_tokens if "logps" in fields else None,
         log_collision=mask * (-1.0 - (step % 4) / 4).to(policy.dtype) if "log_collision" in fields else None,
         ref_kl=kl,
-        uniform=mask * ((step * 0.618034) % 1).to(policy.dtype) if "uniform" in fields else None,
+        uniform=mask * noise.to(policy.dtype) if "uniform" in fields else None,
     )
 
 

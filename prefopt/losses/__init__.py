@@ -1,8 +1,9 @@
 """The built-in losses, a module for each family; importing this registers them."""
 
+from prefopt.losses.adaptive import AlphaDPO, BetaDPO
 from prefopt.losses.balance import BPO, C2DPO, DPOShift, MinorDPO
 from prefopt.losses.controls import SFT, FlippedDPO, Noop
-from prefopt.losses.coupled import AOT, BCO, KTO, AOTUnpaired, BetaDPO, DrDPO
+from prefopt.losses.coupled import AOT, BCO, KTO, AOTUnpaired, DrDPO
 from prefopt.losses.divergence import FDPO, HDPO, ChiPO
 from prefopt.losses.dpo import DPO, ConservativeDPO, LengthNormalizedDPO, RobustDPO
 from prefopt.losses.ipo import IPO, IPOSum
@@ -13,7 +14,7 @@ from prefopt.losses.mixtures import MPO, Mix
 from prefopt.losses.nll import CPO, ORPO, RPO, CPOSimPO, SLiC
 from prefopt.losses.pointwise import NCA, APODown, APOZero
 from prefopt.losses.regression import SPPO, CalDPO, RewardAwareRPO, SoftSPPO
-from prefopt.losses.simpo import AlphaDPO, AlphaPO, SimPER, SimPO
+from prefopt.losses.simpo import AlphaPO, SimPER, SimPO
 from prefopt.losses.tokens import LDDPO, TDPO, TDPO1, WPO, SamPO
 
 __all__ = [

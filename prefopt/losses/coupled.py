@@ -1,4 +1,4 @@
-"""Losses of a pair that depend on the rest of the optimizer batch: KTO, BCO, AOT, Dr. DPO, beta-DPO."""
+"""Losses of a pair that depend on the rest of the optimizer batch: KTO, BCO, AOT, Dr. DPO."""
 
 from __future__ import annotations
 
@@ -254,65 +254,3 @@ class DrDPO(Loss):
         fit = F.logsigmoid(self.rewards(logps).margin) / self.beta_prime
         mean = torch.logsumexp(fit, dim=0) - math.log(len(fit))
         return (-self.beta_prime * mean).repeat(len(fit))
-
-
-@register("beta_dpo")
-@dataclass(frozen=True)
-class BetaDPO(Loss):
-    """DPO with a beta that follows the batch's gap, on the pairs whose gap is usual.
-
-    With D = h(y_w) - h(y_l), h = log pi/pi_ref in nats summed over response tokens, M0 the moving average of the
-    batch's mean D, and M the mean D of the ``keep`` share of pairs nearest to M0, all without gradient:
-
-        beta' = max(0.001, beta * (1 + alpha * (M - M0)))
-        loss  = -log sigmoid(beta' * D) for the pairs kept, 0 for the others
-
-    scaled so that its mean over the batch is the mean over the pairs kept.
-
-    Args:
-        beta: The beta at M = M0, > 0, in reward per nat; the paper uses 0.1.
-        alpha: How strongly beta follows the gap, >= 0, per nat; the paper uses 0.6.
-        keep: Share of the batch kept, rounded down to pairs, in (0, 1]; the paper uses 0.8.
-        decay: Share of the old average kept at each step, in [0, 1); the paper uses 0.9.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range.
-
-    Source:
-        Wu et al. 2024, arXiv:2407.08639. Keeping the nearest pairs, so that a loss is a function of its batch, is our
-        departure: the pairs farthest from M0 are never trained on.
-
-    Differs:
-        Its authors' code: draws the pairs to keep, with Gaussian weights about M0 as wide as the moving standard
-            deviation, so that a far pair has its turn now and then; its averages begin at 0.
-        oxRL: a beta for each pair, through which it takes the gradient.
-    """
-
-    source = "arXiv:2407.08639"
-    needs_reference = True
-    length_normalized = False
-    batch_coupled = True
-    stops_gradient = True
-    beta: float = hyper(0.1, "(0, inf)", paper=(0.01, 1))
-    alpha: float = hyper(0.6, "[0, inf)", paper=(0, 1))
-    keep: float = hyper(0.8, "(0, 1]", paper=(0.5, 1))
-    decay: float = hyper(0.9, "[0, 1)", paper=(0, 0.999))
-
-    def rewards(self, logps: PairLogps) -> ChosenRejected:
-        """(B,) each: beta * h, with the beta that does not move."""
-        h = logps.logratios()
-        return ChosenRejected(self.beta * h.chosen, self.beta * h.rejected)
-
-    def statistic(self, logps: PairLogps) -> Tensor:
-        """() mean gap of the batch, nats."""
-        return logps.logratios().margin.mean().detach()
-
-    def __call__(self, logps: PairLogps) -> Tensor:
-        """(B,) loss of the pairs kept, weighted for those dropped."""
-        usual = self.statistic(logps) if logps.running is None else logps.running
-        gap = logps.logratios().margin
-        count = max(1, int(self.keep * len(gap)))
-        kept = (gap.detach() - usual).abs().argsort(stable=True)[:count]
-        beta = (self.beta * (1 + self.alpha * (gap.detach()[kept].mean() - usual))).clamp(min=1e-3)
-        weight = torch.zeros_like(gap.detach()).index_fill(0, kept, len(gap) / count)
-        return -weight * F.logsigmoid(beta * gap)

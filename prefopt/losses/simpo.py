@@ -1,10 +1,9 @@
-"""Length-normalised log-probabilities as the reward: SimPO, AlphaPO, SimPER, alpha-DPO."""
+"""Length-normalised log-probabilities as the reward: SimPO, AlphaPO, SimPER."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -138,64 +137,3 @@ class SimPER(Loss):
     def __call__(self, logps: PairLogps) -> Tensor:
         """(B,) rejected less chosen inverse perplexity."""
         return -self.rewards(logps).margin
-
-
-@register("alpha_dpo")
-@dataclass(frozen=True)
-class AlphaDPO(Loss):
-    """SimPO whose target margin follows how far the pair's gap from the reference is from the usual.
-
-    With a(y) = log pi(y|x) / |y| in nats per token, G = (a - a_ref)(y_w) - (a - a_ref)(y_l), and M and S the moving
-    averages of the batch's mean and standard deviation of G, all three without gradient where they set the target:
-
-        z         = (G - M) / S
-        reward(y) = beta * a(y)
-        loss      = -log sigmoid(reward(y_w) - reward(y_l) - beta * (gamma_beta_ratio + alpha * z))
-
-    Args:
-        beta: Scale of the reward, > 0, in reward per nat per token; the authors use 2.5 and 10.
-        gamma_beta_ratio: Target margin of a usual pair in nats per token, >= 0; the authors use 0.15 to 0.6.
-        alpha: Change of the target per standard deviation, >= 0; 0 is SimPO; the authors use 0.05 to 0.2.
-        decay: Share of the old averages kept at each step, in [0, 1); the authors use 0.9.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range.
-
-    Source:
-        Wu et al. 2024, arXiv:2410.10148; checked against the authors' code (alpha-DPO), whose config for
-        Llama3-Instruct has our defaults. S counts as 1e-6 where it is less. Learning rate: 1.43 times DPO's, 1e-6 in
-        that config against the 7e-7 that SimPO's authors give for DPO there.
-
-    Differs:
-        Its authors' code: begins both averages at 0, so that z is ten times too large at the first step; ours begin at
-            the first batch's values.
-        oxRL: averages the variance, with a decay of 0.99.
-    """
-
-    source = "arXiv:2410.10148"
-    needs_reference = True
-    length_normalized = True
-    batch_coupled = True
-    stops_gradient = True
-    lr_scale = 1.43
-    beta: float = hyper(2.5, "(0, inf)", paper=(2, 10))
-    gamma_beta_ratio: float = hyper(0.6, "[0, inf)", paper=(0, 1))
-    alpha: float = hyper(0.2, "[0, inf)", paper=(0, 0.5))
-    decay: float = hyper(0.9, "[0, 1)", paper=(0, 0.999))
-
-    def rewards(self, logps: PairLogps) -> ChosenRejected:
-        """(B,) each: beta * a."""
-        a = logps.per_token()
-        return ChosenRejected(self.beta * a.chosen, self.beta * a.rejected)
-
-    def statistic(self, logps: PairLogps) -> Tensor:
-        """(2,) mean and standard deviation of the batch's gaps, nats per token; of one pair the latter is 0."""
-        gap = logps.per_token().logratios().margin.detach()
-        return torch.stack([gap.mean(), gap.std() if len(gap) > 1 else gap.new_zeros(())])
-
-    def __call__(self, logps: PairLogps) -> Tensor:
-        """(B,) -log sigmoid of the reward margin less its target."""
-        mean, deviation = self.statistic(logps) if logps.running is None else logps.running
-        z = (logps.per_token().logratios().margin.detach() - mean) / deviation.clamp(min=1e-6)
-        target = self.gamma_beta_ratio + self.alpha * z
-        return -F.logsigmoid(self.rewards(logps).margin - self.beta * target)

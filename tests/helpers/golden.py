@@ -67,8 +67,16 @@ TOKENS = PairLogps(
 )
 
 
+def drawn(*uniform: float) -> PairLogps:
+    """PAIRS with noise for a draw among pairs, of which mean and standard deviation of the gaps are 2 and 4."""
+    noise = TokenStats(mask=torch.ones(2, 1, dtype=torch.bool), uniform=t(*uniform)[:, None])
+    return replace(PAIRS, chosen_tokens=noise, rejected_tokens=noise, running=t(2, 4))
+
+
 def batch_of(loss: Loss) -> PairLogps:
     """The batch on which a loss's golden value is worked out."""
+    if loss.name == "beta_dpo":
+        return drawn(0.5, 0.1)
     if loss.token_fields:
         return TOKENS
     kept = loss.statistic(PAIRS)
@@ -156,7 +164,7 @@ GOLDEN: dict[str, float] = {
     "aot_unpaired": nls(0),
     # D = 3 and -1; exp(-L) is the sigmoid.
     "dr_dpo": -log((sigmoid(0.3) + sigmoid(-0.1)) / 2),
-    # D = 3 and -1, moving average 2; of 0.8 * 2 pairs one is kept, the nearer gap, 3, at twice the weight;
+    # D = 3 and -1, moving average 2; of 0.8 * 2 pairs one is kept, the gap of 3, at twice the weight;
     # beta' = 0.1 * (1 + 0.6 * (3 - 2)).
     "beta_dpo": 2 * nls(0.16 * 3),
     # Both are kept, M = 1, beta' = 0.1 * (1 + 0.6 * (1 - 2)).

@@ -14,7 +14,7 @@ from math import exp, log, sqrt
 
 import pytest
 import torch
-from golden import GOLDEN, PAIRS, TOKENS, batch_of, nls, t
+from golden import GOLDEN, PAIRS, TOKENS, batch_of, drawn, nls, t
 
 from prefopt import PairLogps, TokenStats, loss_names, make_loss, register
 from prefopt.config.schema import Config
@@ -73,11 +73,22 @@ def test_beta_dpo_gives_nothing_to_the_pairs_it_drops() -> None:
     assert make_loss("beta_dpo", keep=0.5)(PAIRS)[1].item() == 0
 
 
+def test_beta_dpo_draws_a_far_pair_now_and_then() -> None:
+    # Log weights -1/32 and -9/32, Gumbel noise -0.83 and 2.25: the farther gap, -1, is drawn; beta' ends at its floor.
+    value = make_loss("beta_dpo")(drawn(0.1, 0.9))
+    assert value.tolist() == pytest.approx([0, 2 * nls(-0.001)])
+    source = torch.Generator().manual_seed(0)
+    noise = torch.rand(4000, 2, generator=source, dtype=torch.float64)
+    far = sum(make_loss("beta_dpo")(drawn(*pair))[1].item() > 0 for pair in noise.tolist()) / 4000
+    assert far == pytest.approx(exp(-9 / 32) / (exp(-1 / 32) + exp(-9 / 32)), abs=0.02)
+
+
 def test_without_a_history_the_batch_is_its_own() -> None:
     alone = replace(PAIRS, running=None)
     shift = 0.01 * (2 - 1 + 1 + 2) / 4
     assert make_loss("bco")(alone)[0].item() == pytest.approx(nls(0.02 - shift) + nls(0.01 + shift))
     assert make_loss("beta_dpo", keep=1.0)(alone)[0].item() == pytest.approx(nls(0.1 * 3))
+    assert make_loss("beta_dpo")(alone)[0].item() == pytest.approx(2 * nls(0.22 * 3))
     # Gaps per token 0.65 and -1/15: mean 7/24, and each half the spread away, 1/sqrt(2) standard deviations.
     assert make_loss("alpha_dpo")(alone)[0].item() == pytest.approx(nls(2.5 * (1.5 - 0.6 - 0.2 / sqrt(2))))
 

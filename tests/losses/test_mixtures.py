@@ -48,11 +48,11 @@ def test_each_term_has_its_own_moving_average() -> None:
     loss = make_loss("mix[1*dpo+2*bco+0.5*alpha_dpo+3*beta_dpo]")
     kept = loss.statistic(PAIRS)
     assert kept is not None
-    assert kept.shape == (4,)
-    parts = {"bco": t(2)[0], "alpha_dpo": t(0.5, 0.25), "beta_dpo": t(3)[0]}
+    assert kept.shape == (5,)
+    parts = {"bco": t(2)[0], "alpha_dpo": t(0.5, 0.25), "beta_dpo": t(3, 4)}
     values = {name: make_loss(name)(replace(PAIRS, running=value)) for name, value in parts.items()}
     expected = make_loss("dpo")(PAIRS) + 2 * values["bco"] + 0.5 * values["alpha_dpo"] + 3 * values["beta_dpo"]
-    torch.testing.assert_close(loss(replace(PAIRS, running=t(2, 0.5, 0.25, 3))), expected)
+    torch.testing.assert_close(loss(replace(PAIRS, running=t(2, 0.5, 0.25, 3, 4))), expected)
 
 
 def test_terms_that_read_tokens() -> None:
