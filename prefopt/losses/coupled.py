@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prefopt.contract.loss import ChosenRejected, Loss, PairLogps, hyper
 from prefopt.contract.registry import register
+from prefopt.losses.numerics import classified, mean_reward
 
 
 @register("kto")
@@ -114,16 +115,6 @@ class BCO(Loss):
         """(B,) sum of the two classification losses."""
         shift = self.statistic(logps) if logps.running is None else logps.running
         return classified(self.rewards(logps), shift)
-
-
-def mean_reward(rewards: ChosenRejected) -> Tensor:
-    """() mean reward of all responses of the batch, without gradient."""
-    return ((rewards.chosen.mean() + rewards.rejected.mean()) / 2).detach()
-
-
-def classified(rewards: ChosenRejected, shift: Tensor) -> Tensor:
-    """(B,) loss of telling chosen from rejected by whether the reward exceeds the shift."""
-    return -F.logsigmoid(rewards.chosen - shift) - F.logsigmoid(shift - rewards.rejected)
 
 
 @register("aot")

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from prefopt.contract.loss import ChosenRejected, Loss, PairLogps, hyper
 from prefopt.contract.registry import make_loss, register
-from prefopt.errors import UsageError
-from prefopt.losses.coupled import classified, mean_reward
+from prefopt.losses.numerics import classified, mean_reward
 
 _TERM = re.compile(r"(\d+(?:\.\d+)?)\*?([a-z].*)")
 _PLUS = re.compile(r"\+(?![^\[]*\])")  # outside brackets
@@ -175,11 +174,9 @@ def _part(text: str) -> tuple[float, Loss]:
 
     Raises:
         ValueError: If it is no such term.
+        UsageError: If there is no such loss.
     """
     match = _TERM.fullmatch(text)
     if match is None or float(match[1]) == 0 or match[2].startswith("mix"):
         raise ValueError(f"mix: cannot read the term {text!r}; write weight*loss, such as 0.8*dpo, the weight above 0")
-    try:
-        return float(match[1]), make_loss(match[2])
-    except UsageError as problem:
-        raise ValueError(f"mix: {problem}") from None
+    return float(match[1]), make_loss(match[2])

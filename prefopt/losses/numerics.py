@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from prefopt.contract.loss import ChosenRejected
 
 
 def exp_linear(x: Tensor, knee: float = 20.0) -> Tensor:
@@ -29,3 +32,13 @@ def log_odds(a: Tensor) -> Tensor:
     """
     a = a.clamp(max=-1e-7)
     return a - torch.log(-torch.expm1(a))
+
+
+def mean_reward(rewards: ChosenRejected) -> Tensor:
+    """() mean reward of all responses of the batch, without gradient."""
+    return ((rewards.chosen.mean() + rewards.rejected.mean()) / 2).detach()
+
+
+def classified(rewards: ChosenRejected, shift: Tensor) -> Tensor:
+    """(B,) loss of telling chosen from rejected by whether the reward exceeds the shift."""
+    return -F.logsigmoid(rewards.chosen - shift) - F.logsigmoid(shift - rewards.rejected)

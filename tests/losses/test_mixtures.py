@@ -67,8 +67,8 @@ def test_terms_that_read_tokens() -> None:
         ("mix[0*dpo+1*sft]", "cannot read the term '0\\*dpo'"),
         ("mix[-1*dpo]", "cannot read the term '-1\\*dpo'"),
         ("mix[1*mix[1*dpo]]", "cannot read the term"),
-        ("mix[1*dop]", "mix: unknown loss 'dop'; did you mean dpo"),
-        ("mix[1*dpo[beta=-1]]", "mix: dpo: beta must lie in"),
+        ("mix[1*dop]", "unknown loss 'dop'; did you mean dpo"),
+        ("mix[1*dpo[beta=-1]]", "dpo: beta must lie in"),
         ("mix[1*bco+1*beta_dpo[decay=0.5]]", r"mix: terms that keep a moving average need one decay; got \[0.5, 0.9\]"),
     ],
 )
