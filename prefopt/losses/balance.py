@@ -30,7 +30,7 @@ class DPOShift(Loss):
 
     Args:
         beta: Strength of the pull towards the reference, > 0, in reward per nat; 0.01 to 5 as for DPO.
-        lam: Share of the rejected reward, in (0, 1]; 1 is DPO; the authors use 0.5 to 1, mostly 0.75.
+        lam: Share of the rejected reward, in (0, 1]; 1 is DPO; the authors' runs have 0.5 to 1.
 
     Raises:
         ValueError: If a hyperparameter is out of range.
@@ -148,7 +148,7 @@ class C2DPO(Loss):
 
     Args:
         beta: Strength of the pull towards the reference, > 0, in reward per nat; 0.01 to 5 as for DPO.
-        lam: Weight of the penalty, >= 0, per nat^2; 0.0002 in use.
+        lam: Weight of the penalty, >= 0, per nat^2; oxRL quotes 0.0002 from the paper.
 
     Raises:
         ValueError: If a hyperparameter is out of range.

@@ -135,7 +135,7 @@ class HDPO(Loss):
 
     Args:
         beta: Strength of the regularisation, > 0, in reward per nat; 0.01 to 5 as for DPO.
-        alpha: Weight of the entropy, > 0; 1 is DPO; the paper uses 0.8 to 1.2, best a little below 1.
+        alpha: Weight of the entropy, > 0; 1 is DPO; a little below 1 is the paper's case.
 
     Raises:
         ValueError: If a hyperparameter is out of range.

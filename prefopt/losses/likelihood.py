@@ -25,7 +25,7 @@ class Unlikelihood(Loss):
     It falls without bound as the rejected response becomes impossible, and then writes no sense: stop early.
 
     Args:
-        alpha: Weight of the rejected response, in [0, 1]; 0 is likelihood alone; the paper tries 0.05 to 1.
+        alpha: Weight of the rejected response, in [0, 1] as in the paper; 0 is likelihood alone.
 
     Raises:
         ValueError: If ``alpha`` is out of range.
@@ -67,16 +67,16 @@ class ASFT(Loss):
     Where beta = 1 the second term is -lam * (a(y_w) + log(1 - exp(a(y_l)))).
 
     Args:
-        beta: Sharpness of the two decisions, > 0; 1 in the paper that proposes it, 0.001 to 1 in arXiv:2502.01237.
-        lam: Weight of the two decisions, > 0; 0.1 to 1 in use.
-        nll_weight: Weight of the likelihood term, >= 0; 1, or 0 after a fine-tune of its own (arXiv:2502.01237).
+        beta: Sharpness of the two decisions, > 0; 1 is the paper that proposes the loss, arXiv:2502.01237 tunes it.
+        lam: Weight of the two decisions, > 0; 1 in turbo-alignment.
+        nll_weight: Weight of the likelihood term, >= 0; 1 in turbo-alignment.
 
     Raises:
         ValueError: If a hyperparameter is out of range.
 
     Source:
         Wang et al. 2024, arXiv:2409.10571; beta from Gorbatovski et al. 2025, arXiv:2502.01237. Checked against
-        turbo-alignment's code, which the latter's authors keep. A mean probability within 1e-7 of 1 counts as that far
+        turbo-alignment's code, not against the papers' text. A mean probability within 1e-7 of 1 counts as that far
         off.
     """
 

@@ -45,7 +45,8 @@ class MPO(Loss):
         ValueError: If a hyperparameter is out of range.
 
     Source:
-        Wang et al. 2024, arXiv:2411.10442.
+        Wang et al. 2024, arXiv:2411.10442. Weights checked against TRL, parts against those of ``dpo`` and ``bco``; we
+        had no text of the paper.
 
     Differs:
         TRL 1.16 (DPOTrainer loss_type ["sigmoid", "bco_pair", "sft"], loss_weights [0.8, 0.2, 1.0]): its BCO has no

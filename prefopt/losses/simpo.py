@@ -78,8 +78,8 @@ class AlphaPO(Loss):
 
     Source:
         Gupta et al. 2025, arXiv:2501.03884. The exponential goes on as its tangent beyond e^20. Learning rate: 1.4
-        times DPO's, the paper's 7e-7 for Mistral-Instruct, whose other settings are our defaults, against the 5e-7
-        that SimPO's authors give for DPO there.
+        times DPO's, 7e-7 for Mistral-Instruct as TRL's documentation quotes the paper, with our defaults for the rest,
+        against the 5e-7 that SimPO's authors give for DPO there.
 
     Differs:
         TRL 1.16 (CPOTrainer "simpo" with ``alpha``): the same formula through exp and pow, which overflows for
