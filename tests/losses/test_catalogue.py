@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,33 @@ def test_picture_of_the_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     catalogue.plot_family(tmp_path / f"family{suffix}")
     head = (tmp_path / f"family{suffix}").read_bytes()[:200]
     assert b"svg" in head or head.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("kto", "each of the 2B responses enters z once"),
+        ("wpo", "with one pair a micro-batch the weight is 0 and nothing is learnt; with more it raises"),
+        ("rpo", "later ones by that of the response, as here"),
+        ("orpo", "unless --disable_prompt_loss is given. Leaving the prompt out is our departure"),
+        ("sppo", "half of this, the mean of the two squared errors"),
+        ("cal_dpo", "give it a weight of 1/2"),
+        ("sampo", "draws the tokens of policy and reference apart"),
+        ("focalpo", "detaches the factor p^gamma"),
+        ("exo", "has log e = -10 written into it"),
+        ("gpo", "ipo_sum times 4 tau^2 where beta = 2 tau"),
+        ("fdpo", "the same below e^20, where our tangent begins"),
+        ("mpo", "its BCO has no shift"),
+    ],
+)
+def test_how_a_loss_departs_from_its_authors_or_peers_is_said(name: str, said: str) -> None:
+    assert said in " ".join(catalogue.describe(name).split())
+
+
+@pytest.mark.parametrize(
+    "label", ["simpo[gamma_beta_ratio=1.0]", "cpo_simpo[gamma_beta_ratio=1.0]", "exo[beta=0.5,label_smoothing=4.5e-5]"]
+)
+def test_what_authors_use_is_on_the_scale(label: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_loss(label)
