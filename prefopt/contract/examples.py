@@ -13,9 +13,11 @@ from torch import Tensor
 
 from prefopt.contract.loss import Loss, PairLogps, TokenStats
 
+Declared = type[Loss] | Loss  # what says which values a loss reads: most classes do, a mix by its terms
+
 
 def example_pairs(
-    loss: type[Loss],
+    loss: Declared,
     *,
     log_ratios: Sequence[tuple[float, float]],
     reference: Sequence[tuple[float, float]],
@@ -52,11 +54,11 @@ def example_pairs(
     return derived_values(loss, bare)
 
 
-def derived_values(loss: type[Loss], logps: PairLogps) -> PairLogps:
+def derived_values(loss: Declared, logps: PairLogps) -> PairLogps:
     """The same pairs with per-token and mismatched values that follow from their sums.
 
     Token values spread each sum unevenly over its tokens, so that the gradient reaches ``chosen`` and ``rejected``
-    through them; every prompt's mismatched response is the next prompt's chosen one.
+    through them; every prompt's mismatched responses are those of the next pair.
     """
     chosen = rejected = mismatched = None
     if loss.token_fields:
@@ -64,11 +66,11 @@ def derived_values(loss: type[Loss], logps: PairLogps) -> PairLogps:
         chosen = _spread(loss, logps.chosen, logps.ref_chosen, logps.chosen_len, width)
         rejected = _spread(loss, logps.rejected, logps.ref_rejected, logps.rejected_len, width)
     if loss.needs_mismatched:
-        mismatched = logps.logratios().chosen.detach().roll(1)
+        mismatched = torch.stack(logps.logratios(), dim=1).detach().roll(-1, 0)
     return dataclasses.replace(logps, chosen_tokens=chosen, rejected_tokens=rejected, mismatched=mismatched)
 
 
-def _spread(loss: type[Loss], policy: Tensor, reference: Tensor | None, length: Tensor, width: int) -> TokenStats:
+def _spread(loss: Declared, policy: Tensor, reference: Tensor | None, length: Tensor, width: int) -> TokenStats:
     """Per-token values of B responses whose sums are ``policy`` and ``reference``; shapes (B, T)."""
     step = torch.arange(width, device=policy.device)
     mask = step < length[:, None]
@@ -77,6 +79,7 @@ def _spread(loss: type[Loss], policy: Tensor, reference: Tensor | None, length: 
     policy_tokens = policy[:, None] * share
     reference_tokens = None if reference is None else reference[:, None] * share
     fields = loss.token_fields
+    noise = (step * 0.618034 + length[:, None] * 0.754878 + 0.3) % 1  # of the pair itself, whatever its batch
     kl = None
     if "ref_kl" in fields and reference_tokens is not None:
         # Any smooth value that is zero, with a zero gradient, where the two policies agree.
@@ -87,11 +90,11 @@ def _spread(loss: type[Loss], policy: Tensor, reference: Tensor | None, length: 
         ref_logps=reference_tokens if "logps" in fields else None,
         log_collision=mask * (-1.0 - (step % 4) / 4).to(policy.dtype) if "log_collision" in fields else None,
         ref_kl=kl,
-        uniform=mask * ((step * 0.618034) % 1).to(policy.dtype) if "uniform" in fields else None,
+        uniform=mask * noise.to(policy.dtype) if "uniform" in fields else None,
     )
 
 
-def ordinary_pairs(loss: type[Loss], *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> PairLogps:
+def ordinary_pairs(loss: Declared, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> PairLogps:
     """Five pairs as they come up in training: log-ratios of a few nats, different lengths."""
     return example_pairs(
         loss,
@@ -103,7 +106,7 @@ def ordinary_pairs(loss: type[Loss], *, dtype: torch.dtype = torch.float32, devi
     )
 
 
-def start_pairs(loss: type[Loss], *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> PairLogps:
+def start_pairs(loss: Declared, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> PairLogps:
     """Four pairs at policy = reference, each of two responses of equal length and likelihood."""
     return example_pairs(
         loss,
@@ -115,7 +118,7 @@ def start_pairs(loss: type[Loss], *, dtype: torch.dtype = torch.float32, device:
     )
 
 
-def wide_pairs(loss: type[Loss], *, device: str = "cpu") -> PairLogps:
+def wide_pairs(loss: Declared, *, device: str = "cpu") -> PairLogps:
     """Five pairs far from the reference, where clips and saturated terms show; float32."""
     return example_pairs(
         loss,
@@ -126,7 +129,7 @@ def wide_pairs(loss: type[Loss], *, device: str = "cpu") -> PairLogps:
     )
 
 
-def extreme_pairs(loss: type[Loss], *, device: str = "cpu") -> list[PairLogps]:
+def extreme_pairs(loss: Declared, *, device: str = "cpu") -> list[PairLogps]:
     """Batches with log-ratios of plus and minus 1e4, lengths 1 and 1e5, and a response of probability 1; float32."""
     signs = [(1e4, 1e4), (1e4, -1e4), (-1e4, 1e4), (-1e4, -1e4), (0.0, 0.0)]
     reference = [(min(-h[0], 0.0), min(-h[1], 0.0)) for h in signs]
@@ -139,7 +142,7 @@ def extreme_pairs(loss: type[Loss], *, device: str = "cpu") -> list[PairLogps]:
     ]
 
 
-def repeated_tokens(loss: type[Loss], logps: PairLogps) -> PairLogps:
+def repeated_tokens(loss: Declared, logps: PairLogps) -> PairLogps:
     """The same pairs with every token said twice: sums and lengths double, means stay."""
 
     def twice(value: Tensor | None) -> Tensor | None:
@@ -157,13 +160,14 @@ def repeated_tokens(loss: type[Loss], logps: PairLogps) -> PairLogps:
     return derived_values(loss, doubled)
 
 
-def single_pairs(loss: type[Loss], logps: PairLogps) -> list[PairLogps]:
-    """Each pair of a batch as a batch of its own, its mismatched response then its own."""
+def single_pairs(loss: Declared, logps: PairLogps) -> list[PairLogps]:
+    """Each pair of a batch as a batch of its own, its mismatched responses then its own."""
     cells = {
         f.name: getattr(logps, f.name) for f in dataclasses.fields(logps) if isinstance(getattr(logps, f.name), Tensor)
     }
-    rows = [{k: v[i : i + 1] for k, v in cells.items() if v.ndim} for i in range(len(logps.chosen))]
-    return [derived_values(loss, PairLogps(**{k: v for k, v in row.items() if k != "mismatched"})) for row in rows]
+    own = {name: value for name, value in cells.items() if name not in ("mismatched", "running")}
+    rows = [{name: value[i : i + 1] for name, value in own.items()} for i in range(len(logps.chosen))]
+    return [derived_values(loss, PairLogps(**row)) for row in rows]
 
 
 def with_running(loss: Loss, logps: PairLogps, before: PairLogps | None = None) -> PairLogps:

@@ -33,6 +33,7 @@ def hyper(
     *,
     paper: tuple[float, float] | None = None,
     choices: tuple[str, ...] = (),
+    tries: tuple[str, ...] = (),
 ) -> Any:
     """A hyperparameter: a dataclass field that refuses values out of range and warns about those off the scale.
 
@@ -41,8 +42,10 @@ def hyper(
         within: The values it may take, as an interval: ``"(0, inf)"``, ``"[0, 0.5)"``.
         paper: Least and greatest value that the paper and its users take; outside there is an ``OffScaleWarning``.
         choices: The words it may take, for a hyperparameter that is not a number.
+        tries: Other values that must change the loss, for a text that is free; ``check_loss`` tries them.
     """
-    return dataclasses.field(default=default, metadata={"within": within, "paper": paper, "choices": choices})
+    rule = {"within": within, "paper": paper, "choices": choices, "tries": tries}
+    return dataclasses.field(default=default, metadata=rule)
 
 
 def inside(value: float, interval: str) -> bool:
@@ -108,9 +111,10 @@ class PairLogps:
         rejected_score: (B,) likewise.
         chosen_tokens: per-token values of y_w, or None unless the loss asks for them.
         rejected_tokens: likewise.
-        mismatched: (B,) log pi / pi_ref of another pair's response given this prompt, without gradient,
-            or None unless the loss asks for it (KTO's estimate of the KL).
-        running: () the moving average of ``Loss.statistic`` over the steps so far, this one included,
+        mismatched: (B, 2) log pi / pi_ref of the next pair's chosen and rejected response given this prompt, without
+            gradient, or None unless the loss asks for it (KTO's estimate of the KL). Over the batch every one of the
+            2B responses stands here once.
+        running: () or (N,) the moving average of ``Loss.statistic`` over the steps so far, this one included,
             without gradient, or None for a loss that keeps none.
     """
 
@@ -186,8 +190,8 @@ class Loss(ABC):
         needs_mismatched: Whether it reads ``mismatched``.
         raises_margin: Whether its first step at policy = reference raises chosen and lowers rejected.
         stops_gradient: Whether it holds a part of itself constant under the gradient (a weight, an adaptive beta).
-        lr_scale: Multiple of the comparison's learning rate that it trains with by default, where the literature
-            gives it a rate of its own; printed in every table.
+        lr_scale: Multiple of the comparison's learning rate that it trains with by default: its authors' rate over
+            DPO's rate in the same setting, where they give one, with the source in the docstring.
     """
 
     name: ClassVar[str]
@@ -227,7 +231,7 @@ class Loss(ABC):
         """(B,) the loss of each pair; a step minimises its mean over the optimizer batch."""
 
     def statistic(self, logps: PairLogps) -> Tensor | None:
-        """() what this loss keeps a moving average of from step to step, or None.
+        """() or (N,) what this loss keeps a moving average of from step to step, or None.
 
         The average is ``running = decay * running + (1 - decay) * statistic`` with the loss's field ``decay``,
         starts at the first batch's value, and reaches the loss as ``logps.running``.

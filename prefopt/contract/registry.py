@@ -18,36 +18,41 @@ from prefopt.errors import UsageError, did_you_mean
 ENTRY_POINT_GROUP = "prefopt.losses"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _REGISTRY: dict[str, type[Loss]] = {}
+_ALIASES: dict[str, str] = {}
 
 L = TypeVar("L", bound=type[Loss])
 
 
-def register(name: str) -> Callable[[L], L]:
+def register(name: str, *, aliases: tuple[str, ...] = ()) -> Callable[[L], L]:
     """Class decorator: make a loss known under ``name``.
 
     Args:
         name: Lower-case letters, digits and underscores, at most 40; the string of configs,
             folders and legends.
+        aliases: Other names by which it is asked for; they build the loss called ``name``.
 
     Raises:
         UsageError: If the name is taken or malformed, or the class is not a frozen dataclass on ``Loss``.
     """
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"loss name {name!r} must match [a-z][a-z0-9_]*, at most 40 characters")
+    for wanted in (name, *aliases):
+        if not _NAME.fullmatch(wanted):
+            raise UsageError(f"loss name {wanted!r} must match [a-z][a-z0-9_]*, at most 40 characters")
 
     def add(cls: L) -> L:
         if not (isinstance(cls, type) and issubclass(cls, Loss)):
             raise UsageError(f"{name}: @register needs a subclass of prefopt.Loss, got {cls!r}")
         if "__dataclass_fields__" not in cls.__dict__ or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
             raise UsageError(f"{name}: put @dataclass(frozen=True) below @register({name!r})")
-        taken = _REGISTRY.get(name)
-        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise UsageError(f"loss name {name!r} is taken by {taken.__module__}.{taken.__qualname__}")
+        for wanted in (name, *aliases):
+            taken = _REGISTRY.get(_ALIASES.get(wanted, wanted))
+            if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise UsageError(f"loss name {wanted!r} is taken by {taken.__module__}.{taken.__qualname__}")
         for needed in ("source", "needs_reference", "length_normalized"):
             if not hasattr(cls, needed):
                 raise UsageError(f"{name}: the class must set {needed}")
         cls.name = name
         _REGISTRY[name] = cls
+        _ALIASES.update(dict.fromkeys(aliases, name))
         return cls
 
     return add
@@ -59,18 +64,21 @@ def loss_names() -> list[str]:
 
 
 def loss_class(name: str) -> type[Loss]:
-    """The class registered under ``name``.
+    """The class registered under ``name``, or that an alias stands for.
 
     Raises:
         UsageError: If nothing is; the message suggests the nearest name.
     """
-    if name not in _REGISTRY:
-        raise UsageError(f"unknown loss {name!r}{did_you_mean(name, loss_names())}")
-    return _REGISTRY[name]
+    found = _REGISTRY.get(_ALIASES.get(name, name))
+    if found is None:
+        raise UsageError(f"unknown loss {name!r}{did_you_mean(name, [*loss_names(), *_ALIASES])}")
+    return found
 
 
 def make_loss(spec: str | Mapping[str, Any], /, **hyperparameters: Any) -> Loss:
-    """Build a loss from ``"simpo"``, ``"simpo[beta=2.5]"``, or ``{"loss": "simpo", "beta": 2.5}``.
+    """Build a loss from ``"simpo"``, ``"simpo[beta=2.5]"``, ``"mix[0.8*dpo+1.0*sft]"`` or a mapping.
+
+    The mapping is what ``Loss.spec`` gives: ``{"loss": "simpo", "beta": 2.5}``.
 
     Raises:
         UsageError: For an unknown name, a foreign hyperparameter, a value of the wrong type or out of range.
@@ -116,6 +124,8 @@ def _coerce(name: str, key: str, value: Any, default: Any) -> Any:
 def parse_label(text: str) -> tuple[str, dict[str, Any]]:
     """Split ``simpo[beta=2.5,gamma_beta_ratio=0.3]`` into its name and hyperparameters.
 
+    What ``mix`` has in its brackets is one hyperparameter, its terms.
+
     Example:
         >>> parse_label("simpo[beta=2.5,gamma_beta_ratio=0.3]")
         ('simpo', {'beta': 2.5, 'gamma_beta_ratio': 0.3})
@@ -123,6 +133,8 @@ def parse_label(text: str) -> tuple[str, dict[str, Any]]:
     match = re.fullmatch(r"\s*([^\[\]\s]+)\s*(?:\[(.*)\])?\s*", text)
     if match is None:
         raise UsageError(f"cannot read loss {text!r}; write name or name[key=value,key=value]")
+    if match[1] == "mix" and match[2] and not match[2].startswith("terms="):
+        return "mix", {"terms": match[2]}
     given: dict[str, Any] = {}
     for part in filter(None, (piece.strip() for piece in (match[2] or "").split(","))):
         key, equals, value = (piece.strip() for piece in part.partition("="))

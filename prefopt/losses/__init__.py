@@ -1,29 +1,38 @@
 """The built-in losses, a module for each family; importing this registers them."""
 
+from prefopt.losses.adaptive import AlphaDPO, BetaDPO
+from prefopt.losses.balance import BPO, C2DPO, DPOShift, MinorDPO
 from prefopt.losses.controls import SFT, FlippedDPO, Noop
-from prefopt.losses.coupled import AOT, BCO, KTO, AOTUnpaired, BetaDPO, DrDPO
-from prefopt.losses.divergence import FDPO, ChiPO
+from prefopt.losses.coupled import AOT, BCO, KTO, AOTUnpaired, DrDPO
+from prefopt.losses.divergence import FDPO, HDPO, ChiPO
 from prefopt.losses.dpo import DPO, ConservativeDPO, LengthNormalizedDPO, RobustDPO
 from prefopt.losses.ipo import IPO, IPOSum
+from prefopt.losses.likelihood import ASFT, Unlikelihood
 from prefopt.losses.links import EXO, GPO, DiscoPOP, FocalPO, Hinge
 from prefopt.losses.margins import ODPO, DPOPositive, LengthRegularizedDPO
+from prefopt.losses.mixtures import MPO, Mix
 from prefopt.losses.nll import CPO, ORPO, RPO, CPOSimPO, SLiC
 from prefopt.losses.pointwise import NCA, APODown, APOZero
-from prefopt.losses.regression import SPPO, CalDPO
-from prefopt.losses.simpo import AlphaPO, SimPO
+from prefopt.losses.regression import SPPO, CalDPO, RewardAwareRPO, SoftSPPO
+from prefopt.losses.simpo import AlphaPO, SimPER, SimPO
 from prefopt.losses.tokens import LDDPO, TDPO, TDPO1, WPO, SamPO
 
 __all__ = [
     "AOT",
+    "ASFT",
     "BCO",
+    "BPO",
+    "C2DPO",
     "CPO",
     "DPO",
     "EXO",
     "FDPO",
     "GPO",
+    "HDPO",
     "IPO",
     "KTO",
     "LDDPO",
+    "MPO",
     "NCA",
     "ODPO",
     "ORPO",
@@ -36,6 +45,7 @@ __all__ = [
     "AOTUnpaired",
     "APODown",
     "APOZero",
+    "AlphaDPO",
     "AlphaPO",
     "BetaDPO",
     "CPOSimPO",
@@ -43,6 +53,7 @@ __all__ = [
     "ChiPO",
     "ConservativeDPO",
     "DPOPositive",
+    "DPOShift",
     "DiscoPOP",
     "DrDPO",
     "FlippedDPO",
@@ -51,9 +62,15 @@ __all__ = [
     "IPOSum",
     "LengthNormalizedDPO",
     "LengthRegularizedDPO",
+    "MinorDPO",
+    "Mix",
     "Noop",
+    "RewardAwareRPO",
     "RobustDPO",
     "SLiC",
     "SamPO",
+    "SimPER",
     "SimPO",
+    "SoftSPPO",
+    "Unlikelihood",
 ]

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 import prefopt.losses  # noqa: F401 - registers them
 from prefopt.contract.examples import derived_values, example_pairs
-from prefopt.contract.loss import Loss
+from prefopt.contract.loss import Loss, PairLogps
 from prefopt.contract.registry import loss_class, loss_names, make_loss, parse_label
 
 _SECTION = re.compile(r"^(Args|Raises|Source|Differs):$", re.MULTILINE)
@@ -41,7 +41,7 @@ def _row(name: str) -> dict[str, Any]:
     meanings = _entries(sections.get("Args", ""), named=True)
     arxiv = re.search(r"arXiv:(\d{4}\.\d{4,5})", cls.source)
     return {
-        "name": name,
+        "name": cls.name,
         "summary": body.partition("\n")[0],
         "explanation": body.partition("\n")[2].strip("\n"),
         "needs_reference": cls.needs_reference,
@@ -128,6 +128,8 @@ def _properties(row: dict[str, Any]) -> str:
         lines.append("reads chosen_score and rejected_score from the data")
     if row["needs_mismatched"]:
         lines.append("reads log-ratios of mismatched responses (one more forward pass)")
+    if row["lr_scale"] != 1:
+        lines.append(f"trains at {row['lr_scale']:g} times the comparison's learning rate unless told otherwise")
     if not row["raises_margin"]:
         lines.append("its first step does not both raise the chosen and lower the rejected response")
     return "\n".join(lines)
@@ -172,7 +174,8 @@ def loss_curve(loss: Loss, *, reach: float = 6.0, points: int = 81) -> tuple[lis
     """Value and slope of a loss along the gap of one pair of 20 tokens each.
 
     Args:
-        loss: Any loss; a moving average is 0, mismatched log-ratios are 0, scores are 1 and 0.
+        loss: Any loss; moving averages are those of two opposite pairs at the ends of the curve, mismatched
+            log-ratios are 0, scores are 1 and 0.
         reach: Greatest gap, counted in reward: nats times the slope of the reward margin at 0.
         points: How many.
 
@@ -180,33 +183,41 @@ def loss_curve(loss: Loss, *, reach: float = 6.0, points: int = 81) -> tuple[lis
         Gaps, losses, and slopes of the loss per unit of gap, all counted in reward.
     """
     start = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    unit = abs(_at_gap(loss, start, level=-40.0)[2]) or 1.0
+    unit = abs(_at_gap(loss, start, level=-40.0, spread=1.0)[2]) or 1.0
     gaps = torch.linspace(-reach / unit, reach / unit, points, dtype=torch.float64)
     # So low that no response becomes more likely than certain on its way.
     level = -40.0 - reach / unit / 2
-    rows = [_at_gap(loss, gap.clone().requires_grad_(), level=level) for gap in gaps]
+    rows = [_at_gap(loss, gap.clone().requires_grad_(), level=level, spread=reach / unit) for gap in gaps]
     return [float(gap) * unit for gap in gaps], [row[0] for row in rows], [row[1] / unit for row in rows]
 
 
-def _at_gap(loss: Loss, gap: torch.Tensor, *, level: float) -> tuple[float, float, float]:
+def _at_gap(loss: Loss, gap: torch.Tensor, *, level: float, spread: float) -> tuple[float, float, float]:
     """Loss, its slope and that of the reward margin, where ``gap`` nats are split evenly about ``level``."""
-    cls = type(loss)
-    pairs = example_pairs(
-        cls, log_ratios=[(0.0, 0.0)], reference=[(level, level)], lengths=[(20, 20)], dtype=torch.float64
-    )
+    pair = _split_pairs(loss, gap.reshape(1), level)
+    opposite = torch.tensor([spread, -spread], dtype=torch.float64)
     zero = torch.zeros(1, dtype=torch.float64)
-    moved = derived_values(
-        cls, dataclasses.replace(pairs, chosen=level + zero + gap / 2, rejected=level + zero - gap / 2)
-    )
     moved = dataclasses.replace(
-        moved,
-        running=None if loss.statistic(moved) is None else zero[0],
-        mismatched=zero if cls.needs_mismatched else None,
-        chosen_score=zero + 1 if cls.needs_scores else None,
-        rejected_score=zero if cls.needs_scores else None,
+        pair,
+        running=loss.statistic(_split_pairs(loss, opposite, level)),
+        mismatched=torch.zeros(1, 2, dtype=torch.float64) if loss.needs_mismatched else None,
+        chosen_score=zero + 1 if loss.needs_scores else None,
+        rejected_score=zero if loss.needs_scores else None,
     )
     value = loss(moved)[0]
     return float(value.detach()), _slope(value, gap), _slope(loss.rewards(moved).margin[0], gap)
+
+
+def _split_pairs(loss: Loss, gaps: torch.Tensor, level: float) -> PairLogps:
+    """Pairs of 20 tokens each, at ``level`` nats under the reference, whose gaps are split evenly."""
+    count = len(gaps)
+    pairs = example_pairs(
+        loss,
+        log_ratios=[(0.0, 0.0)] * count,
+        reference=[(level, level)] * count,
+        lengths=[(20, 20)] * count,
+        dtype=torch.float64,
+    )
+    return derived_values(loss, dataclasses.replace(pairs, chosen=level + gaps / 2, rejected=level - gaps / 2))
 
 
 def _slope(value: torch.Tensor, gap: torch.Tensor) -> float:

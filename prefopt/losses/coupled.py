@@ -1,4 +1,4 @@
-"""Losses of a pair that depend on the rest of the optimizer batch: KTO, BCO, AOT, Dr. DPO, beta-DPO."""
+"""Losses of a pair that depend on the rest of the optimizer batch: KTO, BCO, AOT, Dr. DPO."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prefopt.contract.loss import ChosenRejected, Loss, PairLogps, hyper
 from prefopt.contract.registry import register
+from prefopt.losses.numerics import classified, mean_reward
 
 
 @register("kto")
@@ -18,14 +19,15 @@ from prefopt.contract.registry import register
 class KTO(Loss):
     """Prospect-theoretic value of each response against the policy's drift from the reference.
 
-    With h(y) = log pi/pi_ref in nats summed over response tokens, and z = max(0, mean over the batch of h(y')),
-    y' the response of another prompt, without gradient:
+    With h(y) = log pi/pi_ref in nats summed over response tokens, and z = max(0, mean over the batch of h(y')), y' the
+    next pair's chosen or rejected response given this prompt, without gradient:
 
         loss      = 1/2 desirable_weight * (1 - sigmoid(beta * (h(y_w) - z)))
                   + 1/2 undesirable_weight * (1 - sigmoid(beta * (z - h(y_l))))
         reward(y) = beta * h(y)
 
-    A pair is two examples, and the loss their mean.
+    A pair is two examples, and the loss their mean. Over the batch each of the 2B responses enters z once, as the
+    authors' loader has it: the response that follows, desirable or not.
 
     Args:
         beta: Risk aversion, > 0, in reward per nat; the paper uses 0.01 to 1, mostly 0.1.
@@ -39,7 +41,9 @@ class KTO(Loss):
         Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 7.
 
     Differs:
-        TRL 1.16 (KTOTrainer): the same; its z is that of the micro-batch, and needs the data unshuffled.
+        HALOs: z of the micro-batch, over whatever responses lie side by side in it, and without those that are 0.
+        TRL 1.16 (KTOTrainer): the same responses, each under the prompt that follows where ours stands under the one
+            before; z is that of the micro-batch, and needs the data unshuffled.
         turbo-alignment, rlhf-book ("kto_pair"): z from the matched responses. oxRL: -log sigmoid for 1 - sigmoid.
     """
 
@@ -105,14 +109,12 @@ class BCO(Loss):
 
     def statistic(self, logps: PairLogps) -> Tensor:
         """() mean reward of the batch's responses."""
-        r = self.rewards(logps)
-        return ((r.chosen.mean() + r.rejected.mean()) / 2).detach()
+        return mean_reward(self.rewards(logps))
 
     def __call__(self, logps: PairLogps) -> Tensor:
         """(B,) sum of the two classification losses."""
         shift = self.statistic(logps) if logps.running is None else logps.running
-        r = self.rewards(logps)
-        return -F.logsigmoid(r.chosen - shift) - F.logsigmoid(shift - r.rejected)
+        return classified(self.rewards(logps), shift)
 
 
 @register("aot")
@@ -243,63 +245,3 @@ class DrDPO(Loss):
         fit = F.logsigmoid(self.rewards(logps).margin) / self.beta_prime
         mean = torch.logsumexp(fit, dim=0) - math.log(len(fit))
         return (-self.beta_prime * mean).repeat(len(fit))
-
-
-@register("beta_dpo")
-@dataclass(frozen=True)
-class BetaDPO(Loss):
-    """DPO with a beta that follows the batch's gap, on the pairs whose gap is usual.
-
-    With D = h(y_w) - h(y_l), h = log pi/pi_ref in nats summed over response tokens, M0 the moving average of the
-    batch's mean D, and M the mean D of the ``keep`` share of pairs nearest to M0, all without gradient:
-
-        beta' = max(0.001, beta * (1 + alpha * (M - M0)))
-        loss  = -log sigmoid(beta' * D) for the pairs kept, 0 for the others
-
-    scaled so that its mean over the batch is the mean over the pairs kept.
-
-    Args:
-        beta: The beta at M = M0, > 0, in reward per nat; the paper uses 0.1.
-        alpha: How strongly beta follows the gap, >= 0, per nat; the paper uses 0.6.
-        keep: Share of the batch kept, in (0, 1]; the paper uses 0.8.
-        decay: Share of the old average kept at each step, in [0, 1); the paper uses 0.9.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range.
-
-    Source:
-        Wu et al. 2024, arXiv:2407.08639. The paper draws the pairs to keep at random with Gaussian
-        weights about M0; here the nearest are kept, so that a step can be repeated.
-
-    Differs:
-        oxRL: a beta for each pair, through which it takes the gradient.
-    """
-
-    source = "arXiv:2407.08639"
-    needs_reference = True
-    length_normalized = False
-    batch_coupled = True
-    stops_gradient = True
-    beta: float = hyper(0.1, "(0, inf)", paper=(0.01, 1))
-    alpha: float = hyper(0.6, "[0, inf)", paper=(0, 1))
-    keep: float = hyper(0.8, "(0, 1]", paper=(0.5, 1))
-    decay: float = hyper(0.9, "[0, 1)", paper=(0, 0.999))
-
-    def rewards(self, logps: PairLogps) -> ChosenRejected:
-        """(B,) each: beta * h, with the beta that does not move."""
-        h = logps.logratios()
-        return ChosenRejected(self.beta * h.chosen, self.beta * h.rejected)
-
-    def statistic(self, logps: PairLogps) -> Tensor:
-        """() mean gap of the batch, nats."""
-        return logps.logratios().margin.mean().detach()
-
-    def __call__(self, logps: PairLogps) -> Tensor:
-        """(B,) loss of the pairs kept, weighted for those dropped."""
-        usual = self.statistic(logps) if logps.running is None else logps.running
-        gap = logps.logratios().margin
-        count = max(1, round(self.keep * len(gap)))
-        kept = (gap.detach() - usual).abs().argsort(stable=True)[:count]
-        beta = (self.beta * (1 + self.alpha * (gap.detach()[kept].mean() - usual))).clamp(min=1e-3)
-        weight = torch.zeros_like(gap.detach()).index_fill(0, kept, len(gap) / count)
-        return -weight * F.logsigmoid(beta * gap)

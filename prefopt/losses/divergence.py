@@ -1,4 +1,4 @@
-"""DPO under another divergence than the reverse KL: f-DPO and chi-squared PO."""
+"""DPO under another regularisation than the reverse KL: f-DPO, chi-squared PO, H-DPO."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ class FDPO(Loss):
         Wang et al. 2023, arXiv:2309.16240, Table 1. The exponentials go on as their tangent beyond e^20.
 
     Differs:
-        TRL 1.16 (DPOTrainer ``f_divergence_type``): the same; its coefficient is 1 - alpha, and its alpha divergence
-            refuses float64. It applies to "sigmoid", "ipo", "hinge" and others alike.
+        TRL 1.16 (DPOTrainer ``f_divergence_type``): the same below e^20, where our tangent begins; beyond, its
+            exponentials go on to infinity (alpha: to e^80, then no gradient). Its coefficient is 1 - alpha, and its
+            alpha divergence refuses float64. It applies to "sigmoid", "ipo", "hinge" and others alike.
         oxRL: zero gradient at the start for forward_kl, the wrong sign for js, no beta in alpha.
     """
 
@@ -117,3 +118,46 @@ class ChiPO(Loss):
     def __call__(self, logps: PairLogps) -> Tensor:
         """(B,) -log sigmoid of the clipped reward margin."""
         return -F.logsigmoid(self.rewards(logps).margin.clamp(-2 * self.r_max, 2 * self.r_max))
+
+
+@register("h_dpo")
+@dataclass(frozen=True)
+class HDPO(Loss):
+    """DPO with the entropy of the policy weighed apart from its cross-entropy to the reference.
+
+    The regulariser beta * KL(pi || pi_ref) becomes -alpha * beta * H(pi) + beta * H(pi, pi_ref), so that with
+    log-probabilities in nats summed over response tokens:
+
+        reward(y) = beta * (alpha * log pi(y|x) - log pi_ref(y|x))
+        loss      = -log sigmoid(reward(y_w) - reward(y_l))
+
+    Below 1, alpha gives a sharper policy than DPO's, above 1 a flatter one; at policy = reference the margin is not 0.
+
+    Args:
+        beta: Strength of the regularisation, > 0, in reward per nat; 0.01 to 5 as for DPO.
+        alpha: Weight of the entropy, > 0; 1 is DPO; a little below 1 is the paper's case.
+
+    Raises:
+        ValueError: If a hyperparameter is out of range.
+
+    Source:
+        Omura et al. 2024, arXiv:2411.07595. Derived as above, and the same as oxRL's code; checked against the paper's
+        abstract only, and its authors publish no code.
+    """
+
+    source = "arXiv:2411.07595"
+    needs_reference = True
+    length_normalized = False
+    beta: float = hyper(0.1, "(0, inf)", paper=(0.01, 5))
+    alpha: float = hyper(0.95, "(0, inf)", paper=(0.5, 1.5))
+
+    def rewards(self, logps: PairLogps) -> ChosenRejected:
+        """(B,) each: beta * (alpha * log pi - log pi_ref)."""
+        h, less = logps.logratios(), self.alpha - 1
+        return ChosenRejected(
+            self.beta * (h.chosen + less * logps.chosen), self.beta * (h.rejected + less * logps.rejected)
+        )
+
+    def __call__(self, logps: PairLogps) -> Tensor:
+        """(B,) -log sigmoid of the reward margin."""
+        return -F.logsigmoid(self.rewards(logps).margin)

@@ -62,7 +62,7 @@ class EXO(Loss):
         loss = q * (log q - log(1 - e)) + (1 - q) * (log(1 - q) - log e),   e = label_smoothing
 
     Args:
-        beta: Scale of the reward, > 0, in reward per nat; the paper uses 0.1 to 0.5.
+        beta: Scale of the reward, > 0, in reward per nat; the authors use 0.1 on IMDb, 0.5 on HH and TL;DR.
         label_smoothing: Assumed share of flipped labels, in (0, 0.5); at 0 the KL is infinite. The paper uses 0.001.
 
     Raises:
@@ -72,6 +72,7 @@ class EXO(Loss):
         Ji et al. 2024, arXiv:2402.00856, Eq. 16 (EXO-pref, K = 2).
 
     Differs:
+        Its authors' code: has log e = -10 written into it, a label_smoothing of 4.5e-5.
         TRL 1.16 (DPOTrainer "exo_pair"): the same, with ``label_smoothing`` in float32; its default of 0 is refused.
         RainbowPO, ms-swift: replace 0 by 0.001 in silence.
     """
@@ -80,7 +81,7 @@ class EXO(Loss):
     needs_reference = True
     length_normalized = False
     beta: float = hyper(0.1, "(0, inf)", paper=(0.01, 1))
-    label_smoothing: float = hyper(1e-3, "(0.0, 0.5)", paper=(1e-4, 0.1))
+    label_smoothing: float = hyper(1e-3, "(0.0, 0.5)", paper=(4e-5, 0.1))
 
     def rewards(self, logps: PairLogps) -> ChosenRejected:
         """(B,) each: beta * h."""
@@ -146,13 +147,15 @@ class DiscoPOP(Loss):
 @register("gpo")
 @dataclass(frozen=True)
 class GPO(Loss):
-    """The family of convex surrogates on DPO's margin; logistic is ``dpo``, hinge ``hinge``, square ``ipo_sum``.
+    """The family of convex surrogates on DPO's margin; logistic is ``dpo``, hinge ``hinge``.
 
     With m = beta * (h(y_w) - h(y_l)), h = log pi/pi_ref in nats summed over response tokens:
 
         exponential    loss = exp(-m)
         squared_hinge  loss = max(0, 1 - m)^2
         savage         loss = sigmoid(-m)^2
+
+    The square, (1 - m)^2, is ``ipo_sum`` times 4 tau^2 where beta = 2 tau.
 
     Args:
         link: The function of the margin: exponential, squared_hinge (the paper's truncated quadratic) or savage.
@@ -206,7 +209,7 @@ class FocalPO(Loss):
         Liu et al. 2025, arXiv:2501.06645.
 
     Differs:
-        oxRL: keeps the gradient from the factor p^gamma, and has gamma = 1 for its default.
+        oxRL: detaches the factor p^gamma, where the loss as written is differentiated here; its gamma is 1 by default.
     """
 
     source = "arXiv:2501.06645"

@@ -69,23 +69,25 @@ class DPOPositive(Loss):
 
     Args:
         beta: Strength of the pull towards the reference, > 0, in reward per nat; the paper uses 0.1 to 0.3.
-        lam: Weight of the penalty, >= 0; the paper uses 5 to 500.
+        lam: Weight of the penalty, >= 0; the paper uses 50, and tries 5 to 500.
 
     Raises:
         ValueError: If a hyperparameter is out of range.
 
     Source:
-        Pal et al. 2024, arXiv:2402.13228 ("Smaug"): the penalty stands inside beta.
+        Pal et al. 2024, arXiv:2402.13228 ("Smaug"): the penalty stands inside beta. Its setting of 50 is as
+        LLaMA-Factory (issue 2587), SamPO and BPO have it; we had no text of the paper to check it by.
 
     Differs:
-        Another formula is about in which the penalty stands outside beta: the same with lam times beta.
+        turbo-alignment: a lam of 0.1.
+        Another formula is about in which the penalty stands outside beta: the same with lam over beta for lam.
     """
 
     source = "arXiv:2402.13228"
     needs_reference = True
     length_normalized = False
     beta: float = hyper(0.1, "(0, inf)", paper=(0.01, 1))
-    lam: float = hyper(5.0, "[0, inf)", paper=(0, 500))
+    lam: float = hyper(50.0, "[0, inf)", paper=(0, 500))
 
     def rewards(self, logps: PairLogps) -> ChosenRejected:
         """(B,) each: beta * h, without the penalty."""

@@ -55,8 +55,8 @@ class TDPO(Loss):
 
     With h = log pi/pi_ref in nats summed over response tokens, and K(y) = sum_t KL(pi_ref || pi) at each token of y:
 
-        reward(y) = beta * h(y)
-        loss      = -log sigmoid(reward(y_w) - reward(y_l) - alpha * beta * (K(y_l) - stop_gradient(K(y_w))))
+        loss      = -log sigmoid(beta * (h(y_w) - h(y_l) - alpha * (K(y_l) - stop_gradient(K(y_w)))))
+        reward(y) = beta * (h(y) + K(y))
 
     Args:
         beta: Strength of the pull towards the reference, > 0, in reward per nat; the paper uses 0.1.
@@ -66,7 +66,8 @@ class TDPO(Loss):
         ValueError: If a hyperparameter is out of range, or the batch has no per-token KL.
 
     Source:
-        Zeng et al. 2024, arXiv:2404.11999 (TDPO2). ``tdpo1`` is its other form.
+        Zeng et al. 2024, arXiv:2404.11999 (TDPO2), loss and reward as in the authors' code. ``tdpo1`` is its other
+        form.
     """
 
     source = "arXiv:2404.11999 (TDPO2)"
@@ -78,15 +79,17 @@ class TDPO(Loss):
     alpha: float = hyper(0.5, "[0, inf)", paper=(0, 2))
 
     def rewards(self, logps: PairLogps) -> ChosenRejected:
-        """(B,) each: beta * h."""
-        h = logps.logratios()
-        return ChosenRejected(self.beta * h.chosen, self.beta * h.rejected)
+        """(B,) each: beta times log-ratio plus divergence along the response."""
+        h, (chosen, rejected) = logps.logratios(), _tokens(logps)
+        return ChosenRejected(
+            self.beta * (h.chosen + _sequence_kl(chosen)), self.beta * (h.rejected + _sequence_kl(rejected))
+        )
 
     def __call__(self, logps: PairLogps) -> Tensor:
         """(B,) -log sigmoid of the reward margin less the drift."""
         chosen, rejected = _tokens(logps)
         drift = _sequence_kl(rejected) - _sequence_kl(chosen).detach()
-        return -F.logsigmoid(self.rewards(logps).margin - self.alpha * self.beta * drift)
+        return -F.logsigmoid(self.beta * (logps.logratios().margin - self.alpha * drift))
 
 
 @register("tdpo1")
@@ -96,8 +99,8 @@ class TDPO1(Loss):
 
     With h = log pi/pi_ref in nats summed over response tokens, and K(y) = sum_t KL(pi_ref || pi) at each token of y:
 
-        reward(y) = beta * h(y)
-        loss      = -log sigmoid(reward(y_w) - reward(y_l) - beta * (K(y_l) - K(y_w)))
+        reward(y) = beta * (h(y) + K(y))
+        loss      = -log sigmoid(reward(y_w) - reward(y_l))
 
     Args:
         beta: Strength of the pull towards the reference, > 0, in reward per nat; the paper uses 0.1.
@@ -106,7 +109,7 @@ class TDPO1(Loss):
         ValueError: If ``beta`` is not positive, or the batch has no per-token KL.
 
     Source:
-        Zeng et al. 2024, arXiv:2404.11999 (TDPO1).
+        Zeng et al. 2024, arXiv:2404.11999 (TDPO1), loss and reward as in the authors' code.
     """
 
     source = "arXiv:2404.11999 (TDPO1)"
@@ -116,15 +119,15 @@ class TDPO1(Loss):
     beta: float = hyper(0.1, "(0, inf)", paper=(0.01, 1))
 
     def rewards(self, logps: PairLogps) -> ChosenRejected:
-        """(B,) each: beta * h."""
-        h = logps.logratios()
-        return ChosenRejected(self.beta * h.chosen, self.beta * h.rejected)
+        """(B,) each: beta times log-ratio plus divergence along the response."""
+        h, (chosen, rejected) = logps.logratios(), _tokens(logps)
+        return ChosenRejected(
+            self.beta * (h.chosen + _sequence_kl(chosen)), self.beta * (h.rejected + _sequence_kl(rejected))
+        )
 
     def __call__(self, logps: PairLogps) -> Tensor:
-        """(B,) -log sigmoid of the reward margin less the drift."""
-        chosen, rejected = _tokens(logps)
-        drift = _sequence_kl(rejected) - _sequence_kl(chosen)
-        return -F.logsigmoid(self.rewards(logps).margin - self.beta * drift)
+        """(B,) -log sigmoid of the reward margin."""
+        return -F.logsigmoid(self.rewards(logps).margin)
 
 
 @register("wpo")
@@ -135,9 +138,10 @@ class WPO(Loss):
     With h = log pi/pi_ref in nats summed over response tokens, p_t the policy's probability of token t of y, and
     c_t = sum_v pi(v)^2 at that position:
 
-        w(y)      = exp(mean_t (log p_t - log c_t))      without gradient
+        v(y)      = mean_t (log p_t - log c_t)
+        w         = min(1, exp(v(y_w) + v(y_l)))         without gradient
         reward(y) = beta * h(y)
-        loss      = -w(y_w) * w(y_l) * log sigmoid(reward(y_w) - reward(y_l))
+        loss      = -w * log sigmoid(reward(y_w) - reward(y_l))
 
     Args:
         beta: Strength of the pull towards the reference, > 0, in reward per nat; the paper uses 0.01.
@@ -146,11 +150,13 @@ class WPO(Loss):
         ValueError: If ``beta`` is not positive, or the batch has no per-token values.
 
     Source:
-        Zhou et al. 2024, arXiv:2406.11827, Eq. 2, sampled alignment.
+        Zhou et al. 2024, arXiv:2406.11827, Eq. 2, sampled alignment; the weight stops at 1 as in the authors' code.
 
     Differs:
-        TRL 1.16 (DPOTrainer ``use_weighting``): the same.
-        open-instruct: feeds sums to the mean, so that the weight is 0 and nothing is learnt.
+        TRL 1.16 (DPOTrainer ``use_weighting``): lets the weight pass 1, which it does where the policy is sure of the
+            tokens: at p = 1/2 each, and the rest spread thin, a pair counts four times.
+        open-instruct: feeds sums to the mean, so that with one pair a micro-batch the weight is 0 and nothing is
+            learnt; with more it raises.
         oxRL: leaves c_t out, and normalises the weights over the batch.
     """
 
@@ -170,7 +176,7 @@ class WPO(Loss):
         """(B,) weighted DPO loss."""
         chosen, rejected = _tokens(logps)
         log_weight = self._log_weight(chosen) + self._log_weight(rejected)
-        return -log_weight.exp() * F.logsigmoid(self.rewards(logps).margin)
+        return -log_weight.clamp(max=0).exp() * F.logsigmoid(self.rewards(logps).margin)
 
     @staticmethod
     def _log_weight(tokens: TokenStats) -> Tensor:
@@ -245,7 +251,11 @@ class SamPO(Loss):
         ValueError: If ``beta`` is not positive, or the batch has no per-token values.
 
     Source:
-        Lu et al. 2024, arXiv:2406.10957.
+        Lu et al. 2024, arXiv:2406.10957. Policy and reference are summed over the same tokens, so that the margin at
+        policy = reference is 0.
+
+    Differs:
+        Its authors' code: draws the tokens of policy and reference apart, so that its margin at the start is noise.
     """
 
     source = "arXiv:2406.10957"

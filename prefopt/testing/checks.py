@@ -110,8 +110,8 @@ def _differs(loss: Loss, a: PairLogps, b: PairLogps) -> bool:
 
 def _check_output(loss: Loss, device: str) -> Iterator[str]:
     for dtype in (torch.float32, torch.float64):
-        batch = ordinary_pairs(type(loss), dtype=dtype, device=device)
-        for pairs in (batch, *single_pairs(type(loss), batch)[:1]):
+        batch = ordinary_pairs(loss, dtype=dtype, device=device)
+        for pairs in (batch, *single_pairs(loss, batch)[:1]):
             count = len(pairs.chosen)
             value = value_of(loss, pairs)
             if not isinstance(value, Tensor):
@@ -134,7 +134,7 @@ def _check_output(loss: Loss, device: str) -> Iterator[str]:
 
 def _check_gradient(loss: Loss, device: str) -> Iterator[str]:
     """Autograd against central differences in float64: finds a part that lost its gradient, declared or not."""
-    pairs = with_running(loss, ordinary_pairs(type(loss), dtype=torch.float64, device=device))
+    pairs = with_running(loss, ordinary_pairs(loss, dtype=torch.float64, device=device))
     exact = torch.cat(_gradients(loss, pairs))
     step = 1e-5
     base = torch.cat((pairs.chosen, pairs.rejected)).detach()
@@ -147,7 +147,7 @@ def _check_gradient(loss: Loss, device: str) -> Iterator[str]:
             moved[i] += sign * step
             there = dataclasses.replace(pairs, chosen=moved[:count], rejected=moved[count:])
             # What the harness hands over without gradient stays as it was.
-            there = dataclasses.replace(derived_values(type(loss), there), mismatched=pairs.mismatched)
+            there = dataclasses.replace(derived_values(loss, there), mismatched=pairs.mismatched)
             ends.append(loss(there).mean().item())
         measured[i] = (ends[0] - ends[1]) / (2 * step)
     # Differences of a value of 1e6 keep nine digits fewer than the value has.
@@ -166,7 +166,7 @@ def _check_gradient(loss: Loss, device: str) -> Iterator[str]:
 
 def _check_start(loss: Loss, device: str) -> Iterator[str]:
     """Policy = reference: finite, and the first step goes where it is declared to go."""
-    pairs = start_pairs(type(loss), device=device)
+    pairs = start_pairs(loss, device=device)
     chosen, rejected = _gradients(loss, pairs)
     for what, found in (("value", value_of(loss, pairs)), ("gradient", chosen), ("gradient", rejected)):
         if not found.isfinite().all():
@@ -181,7 +181,7 @@ def _check_start(loss: Loss, device: str) -> Iterator[str]:
 
 
 def _check_extremes(loss: Loss, device: str) -> Iterator[str]:
-    for pairs in (ordinary_pairs(type(loss), device=device), *extreme_pairs(type(loss), device=device)):
+    for pairs in (ordinary_pairs(loss, device=device), *extreme_pairs(loss, device=device)):
         handed = with_running(loss, pairs)
         value, rewards = loss(handed), loss.rewards(handed)
         chosen, rejected = _mean_gradients(value, pairs)
@@ -203,7 +203,7 @@ def _check_extremes(loss: Loss, device: str) -> Iterator[str]:
 
 
 def _check_purity(loss: Loss, device: str) -> Iterator[str]:
-    pairs = with_running(loss, ordinary_pairs(type(loss), device=device))
+    pairs = with_running(loss, ordinary_pairs(loss, device=device))
     before = _tensors(pairs)
     copies = {name: value.detach().clone() for name, value in before.items()}
     with torch.no_grad():
@@ -235,15 +235,15 @@ def _is_default(loss: Loss) -> bool:
 def _check_declarations(loss: Loss, device: str) -> Iterator[str]:
     """Each class attribute against what the loss does; with defaults, since 0 may switch a term off."""
     loss = type(loss)()
-    pairs = ordinary_pairs(type(loss), dtype=torch.float64, device=device)
+    pairs = ordinary_pairs(loss, dtype=torch.float64, device=device)
     constant = not any(side.any() for side in _gradients(loss, pairs))
     if loss.needs_reference and not _differs(loss, pairs, _shifted(loss, pairs, "ref_chosen")):
         yield "needs_reference is True, and another reference gives the same loss"
-    invariant = same(value_of(loss, pairs), value_of(loss, repeated_tokens(type(loss), pairs)), 1e-7)
+    invariant = same(value_of(loss, pairs), value_of(loss, repeated_tokens(loss, pairs)), 1e-7)
     if invariant != loss.length_normalized and not constant:
         effect = "changes nothing" if invariant else "changes the loss"
         yield f"length_normalized is {loss.length_normalized}, and saying every token twice {effect}"
-    alone = torch.cat([value_of(loss, single) for single in single_pairs(type(loss), pairs)])
+    alone = torch.cat([value_of(loss, single) for single in single_pairs(loss, pairs)])
     coupled = not same(alone, value_of(loss, pairs), 1e-7)
     if coupled != loss.batch_coupled:
         effect = "changes" if coupled else "does not change"
@@ -266,7 +266,7 @@ def _check_declarations(loss: Loss, device: str) -> Iterator[str]:
 def _shifted(loss: Loss, pairs: PairLogps, field: str) -> PairLogps:
     """The pairs with one value of each raised by 1, and what follows from it."""
     value: dict[str, Any] = {field: getattr(pairs, field) + 1}
-    return derived_values(type(loss), dataclasses.replace(pairs, **value))
+    return derived_values(loss, dataclasses.replace(pairs, **value))
 
 
 _CHECKS: tuple[Callable[[Loss, str], Iterator[str]], ...] = (

@@ -21,7 +21,8 @@ def _candidates(field: dataclasses.Field[Any]) -> list[Any]:
     if isinstance(default, bool):
         return [not default]
     if isinstance(default, str):
-        return [word for word in field.metadata.get("choices", ()) if word != default]
+        words = (*field.metadata.get("choices", ()), *field.metadata.get("tries", ()))
+        return [word for word in words if word != default]
     if isinstance(default, int):
         return [default + 1, default - 1, default * 2]
     return [default * 2, default / 2, default + 0.05, default - 0.05, default * 10, default / 10]
@@ -30,7 +31,7 @@ def _candidates(field: dataclasses.Field[Any]) -> list[Any]:
 def check_hyperparameters(loss: Loss, device: str) -> Iterator[str]:
     """Every field: a default, an effect, a range that is kept, a scale that is warned about."""
     cls, base = type(loss), type(loss)()
-    batches: list[PairLogps] = [ordinary_pairs(cls, device=device), wide_pairs(cls, device=device)]
+    batches: list[PairLogps] = [ordinary_pairs(base, device=device), wide_pairs(base, device=device)]
     for field in dataclasses.fields(cls):
         if field.default is dataclasses.MISSING:
             yield f"{field.name} has no default"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,118 +15,43 @@ from torch import Tensor
 import prefopt.losses  # noqa: F401 - registers them
 from prefopt.contract.loss import Loss, PairLogps, TokenStats
 from prefopt.contract.registry import loss_names, make_loss
-from prefopt.testing.trl import Responses, cpo_trainer, dpo_trainer, kto_trainer, orpo_trainer
+from prefopt.testing.cases import CASES, Case
+from prefopt.testing.trl import Responses
 
-SAME = 1e-9
 
+def fixed_responses(given: str = "ordinary", *, dtype: torch.dtype = torch.float64) -> Responses:
+    """Six pairs of made-up responses of up to six tokens, the same at every call.
 
-@dataclass(frozen=True)
-class Case:
-    """One of our losses against one way to ask the peer for it.
-
-    Attributes:
-        label: Our loss with its hyperparameters.
-        peer: The trainer and its options, in words.
-        run: The peer's loss, (), of given responses.
-        why: Where the two are known to part, and how; empty where they are the same.
-        equal_lengths: Whether the responses are equally long, for a peer that averages over tokens of the batch.
-        tolerance: What counts as the same, for a peer that leaves float64.
-        single: Whether the values are float32, for a peer that refuses float64.
+    Args:
+        given: "ordinary"; "equal lengths"; "sure of its tokens", so that WPO's weights pass 1; "far from the
+            reference", chosen responses by 100 nats; "whatever the prompt", where a response's log-ratio is the same
+            after every prompt.
+        dtype: Of every value.
     """
-
-    label: str
-    peer: str
-    run: Callable[[Responses], Tensor]
-    why: str = ""
-    equal_lengths: bool = False
-    tolerance: float = SAME
-    single: bool = False
-
-
-def _dpo(label: str, loss_type: str | list[str], why: str = "", *, lengths: str = "", **options: Any) -> Case:
-    asked = ", ".join([f"loss_type={loss_type!r}", *(f"{k}={v!r}" for k, v in options.items())])
-    alpha = options.get("f_divergence_type") == "alpha_divergence"
-    # TRL computes its alpha divergence, and EXO's label smoothing, in float32.
-    tolerance = 1e-5 if alpha else 1e-6 if loss_type == "exo_pair" else SAME
-    return Case(
-        label,
-        f"DPOTrainer({asked})",
-        partial(dpo_trainer, loss_type=loss_type, **options),
-        why,
-        equal_lengths=lengths == "equal",
-        tolerance=tolerance,
-        single=alpha,
-    )
-
-
-def _cpo(label: str, why: str = "", *, lengths: str = "", **options: Any) -> Case:
-    asked = ", ".join(f"{k}={v!r}" for k, v in options.items())
-    return Case(label, f"CPOTrainer({asked})", partial(cpo_trainer, **options), why, equal_lengths=lengths == "equal")
-
-
-_TOKEN_MEAN = "its likelihood averages over all chosen tokens of the micro-batch, ours over each response"
-
-CASES: tuple[Case, ...] = (
-    _dpo("dpo", "sigmoid", beta=0.1),
-    _dpo("cdpo", "sigmoid", "label_smoothing is accepted and ignored", beta=0.1, label_smoothing=0.1),
-    _dpo("rdpo", "robust", beta=0.1, label_smoothing=0.1),
-    _dpo("dpo_norm", "sigmoid_norm", beta=5.0),
-    _dpo("ipo", "ipo", beta=0.5),
-    _dpo("ipo_sum", "ipo", "means over tokens, which is our ipo", beta=0.1),
-    _dpo("hinge", "hinge", beta=0.05),
-    _dpo("slic", "hinge", "documented as SLiC, and is the hinge on log-ratios, our hinge", beta=1.0),
-    _dpo("exo", "exo_pair", beta=0.1, label_smoothing=1e-3),
-    _dpo("discopop", "discopop", beta=0.05, discopop_tau=0.05),
-    _dpo("nca", "nca_pair", beta=0.01),
-    _dpo("apo_zero", "apo_zero", beta=0.1),
-    _dpo("apo_down", "apo_down", beta=0.1),
-    _dpo("sppo", "sppo_hard", beta=1e-3),
-    _dpo("bco", "bco_pair", "leaves out the reward shift", beta=0.01),
-    _dpo("aot", "aot", beta=0.01),
-    _dpo("aot_unpaired", "aot_unpaired", beta=0.01),
-    _dpo("fdpo[divergence=reverse_kl]", "sigmoid", beta=0.1, f_divergence_type="reverse_kl"),
-    _dpo("fdpo[divergence=forward_kl]", "sigmoid", beta=0.1, f_divergence_type="forward_kl"),
-    _dpo("fdpo[divergence=js]", "sigmoid", beta=0.1, f_divergence_type="js_divergence"),
-    _dpo("fdpo[alpha=0.3]", "sigmoid", beta=0.1, f_divergence_type="alpha_divergence", f_alpha_divergence_coef=0.7),
-    _dpo("wpo", "sigmoid", beta=0.01, use_weighting=True),
-    _dpo("ld_dpo", "sigmoid", beta=0.1, ld_alpha=0.5),
-    _dpo("sft", "sft", lengths="equal"),
-    _dpo("sft", "sft", _TOKEN_MEAN),
-    _dpo("rpo", ["sigmoid", "sft"], lengths="equal", beta=0.1),
-    _dpo("rpo", ["sigmoid", "sft"], _TOKEN_MEAN, beta=0.1),
-    _cpo("simpo", loss_type="simpo", beta=2.0, simpo_gamma=1.0, cpo_alpha=0.0),
-    _cpo(
-        "simpo",
-        "left at its defaults it has gamma / beta = 5 nats per token and a likelihood term",
-        loss_type="simpo",
-    ),
-    _cpo("alphapo", loss_type="simpo", beta=2.5, simpo_gamma=0.1, alpha=0.25, cpo_alpha=0.0),
-    _cpo("cpo", lengths="equal", loss_type="sigmoid", beta=0.1),
-    _cpo("cpo", _TOKEN_MEAN, loss_type="sigmoid", beta=0.1),
-    _cpo("cpo_simpo", lengths="equal", loss_type="simpo", beta=2.0, simpo_gamma=1.0),
-    _cpo("cpo_simpo", _TOKEN_MEAN, loss_type="simpo", beta=2.0, simpo_gamma=1.0),
-    Case(
-        "orpo",
-        "ORPOTrainer(beta=0.1)",
-        partial(orpo_trainer, beta=0.1),
-        "its likelihood term covers the prompt and averages over the micro-batch; it takes the odds in float32",
-    ),
-    Case("kto", "KTOTrainer(beta=0.1)", partial(kto_trainer, beta=0.1)),
-)
-
-
-def fixed_responses(*, equal_lengths: bool = False, dtype: torch.dtype = torch.float64) -> Responses:
-    """Five pairs of made-up responses of up to six tokens, the same at every call."""
-    rows, width = 10, 6
+    rows, width = 12, 6
     grid = torch.arange(rows * width, dtype=dtype).reshape(rows, width)
-    lengths = torch.full((rows,), 4) if equal_lengths else torch.tensor([5, 3, 4, 6, 2, 4, 5, 4, 2, 6])
+    lengths = torch.full((rows,), 4) if given == "equal lengths" else torch.tensor([5, 3, 4, 6, 2, 4, 5, 4, 2, 6, 3, 5])
     mask = torch.arange(width) < lengths[:, None]
     # Irrational steps: no two tokens, and no two gaps, agree by chance.
-    policy = (-0.1 - 3 * ((grid + 1) * math.sqrt(2) % 1)) * mask
-    reference = (-0.1 - 3 * ((grid + 1) * math.sqrt(3) % 1)) * mask
-    collision = (-0.2 - 1 * ((grid + 1) * math.sqrt(5) % 1)) * mask
-    mismatched = 1.5 * ((torch.arange(rows, dtype=dtype) + 1) * math.sqrt(7) % 1)
-    return Responses(policy.detach().requires_grad_(), reference, collision, mask, mismatched)
+    policy = -0.1 - 3 * ((grid + 1) * math.sqrt(2) % 1)
+    reference = -0.1 - 3 * ((grid + 1) * math.sqrt(3) % 1)
+    collision = -0.2 - 1 * ((grid + 1) * math.sqrt(5) % 1)
+    if given == "sure of its tokens":
+        collision = 1.9 * policy  # the rest of each distribution is spread thin
+    if given == "far from the reference":
+        policy[: rows // 2, 0] -= 100
+    table = torch.arange(rows // 2 * rows, dtype=dtype).reshape(rows // 2, rows)
+    crossed = -1 + 4 * ((table + 1) * math.sqrt(7) % 1)
+    if given == "whatever the prompt":
+        crossed = crossed[:1].expand(rows // 2, rows)
+    return Responses((policy * mask).detach().requires_grad_(), reference * mask, collision * mask, mask, crossed)
+
+
+def mismatched(given: Responses) -> Tensor:
+    """(B, 2) log pi / pi_ref of the next pair's chosen and rejected response after each prompt, nats."""
+    prompt = torch.arange(given.pairs)
+    following = prompt.roll(-1)
+    return torch.stack([given.crossed[prompt, following], given.crossed[prompt, given.pairs + following]], dim=1)
 
 
 def our_value(loss: Loss, given: Responses) -> Tensor:
@@ -156,7 +80,7 @@ def our_value(loss: Loss, given: Responses) -> Tensor:
             ref_rejected=reference[rejected] if loss.needs_reference else None,
             chosen_tokens=tokens(chosen) if loss.token_fields else None,
             rejected_tokens=tokens(rejected) if loss.token_fields else None,
-            mismatched=given.mismatched if loss.needs_mismatched else None,
+            mismatched=mismatched(given) if loss.needs_mismatched else None,
         )
     ).mean()
 
@@ -166,7 +90,7 @@ def difference(case: Case) -> tuple[float, float]:
     results = []
     for run in (partial(our_value, make_loss(case.label)), case.run):
         dtype = torch.float32 if case.single else torch.float64
-        given = fixed_responses(equal_lengths=case.equal_lengths, dtype=dtype)
+        given = fixed_responses(case.given, dtype=dtype)
         value = run(given)
         results.append((value.detach(), torch.autograd.grad(value, given.policy)[0]))
     (value, gradient), (peer_value, peer_gradient) = results
@@ -181,7 +105,8 @@ def report_rows() -> list[dict[str, Any]]:
 
     Returns:
         Dicts of ``loss``, ``peer``, ``lengths`` (equal, different or empty), ``verdict`` (same, differs, not there,
-        cannot run), ``value`` and ``gradient`` (relative differences or None) and ``why``.
+        cannot run), ``value`` and ``gradient`` (relative differences or None) and ``why``, which for two that are the
+        same says how far, or what both do otherwise than the authors.
     """
     version = trl_version()
     rows = []
@@ -189,7 +114,7 @@ def report_rows() -> list[dict[str, Any]]:
         row = {
             "loss": case.label,
             "peer": f"TRL {version} {case.peer}",
-            "lengths": "equal" if case.equal_lengths else "different",
+            "lengths": case.lengths,
         }
         try:
             value, gradient = difference(case)
@@ -198,7 +123,7 @@ def report_rows() -> list[dict[str, Any]]:
             rows.append(row | _verdict("cannot run", None, None, f"{type(problem).__name__}: {told}"))
             continue
         same = max(value, gradient) <= case.tolerance
-        why = "" if same else case.why or "for no reason that prefopt knows; please report it"
+        why = case.note if same else case.why or "for no reason that prefopt knows; please report it"
         rows.append(row | _verdict("same" if same else "differs", value, gradient, why))
     covered = {case.label.partition("[")[0] for case in CASES} if version else set()
     peer, why = (f"TRL {version}", "") if version else ("TRL", "TRL is not installed")

@@ -1,16 +1,20 @@
 """TRL's own loss code, run on given log-probabilities instead of a model.
 
-Each function builds the bare trainer object (no constructor, no data, no weights), hands it a stand-in for the model
-that answers with the given values, and calls the trainer's loss method. So what is compared is TRL's code as it is
-installed, not a copy of its formulas. TRL is imported when a function is called.
+Each function builds the bare trainer object (no constructor, no weights), hands it a stand-in for the model that
+answers with the given values, and calls the trainer's loss method on a batch of several pairs; what is not given has
+the default of the trainer's config. So what is compared is what TRL's code as it is installed computes, not a copy of
+its formulas. KTO's batches come out of TRL's own preparation of a dataset and its collator, since those decide which
+responses its z is made of. TRL is imported when a function is called.
 
 Shapes: B pairs, R = 2B responses (chosen first), P prompt tokens, T response tokens (padded), V = 2 words.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -29,20 +33,27 @@ class Responses:
         policy: (R, T) log pi, nats, 0 where masked; a leaf that carries gradient.
         reference: (R, T) log pi_ref, nats, 0 where masked.
         collision: (R, T) log sum_v pi(v)^2, nats.
-        mask: (R, T) bool.
-        mismatched: (R,) log pi / pi_ref of another prompt's response, nats.
+        mask: (R, T) bool, at least two tokens a response.
+        crossed: (B, R) log pi / pi_ref of every response after every prompt, nats; where the two belong together it
+            is not read.
     """
 
     policy: Tensor
     reference: Tensor
     collision: Tensor
     mask: Tensor
-    mismatched: Tensor
+    crossed: Tensor
 
     @property
     def pairs(self) -> int:
         """B."""
         return len(self.policy) // 2
+
+    def part(self, pairs: slice) -> Responses:
+        """Some of the pairs; gradients reach the whole."""
+        rows = torch.cat([torch.arange(self.pairs)[pairs], torch.arange(self.pairs, 2 * self.pairs)[pairs]])
+        crossed = self.crossed[pairs][:, rows]
+        return Responses(self.policy[rows], self.reference[rows], self.collision[rows], self.mask[rows], crossed)
 
 
 class _Model(torch.nn.Module):
@@ -81,6 +92,12 @@ def _bare(trainer: type, **attributes: Any) -> Any:
     return made
 
 
+def _asked(config: type, options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """The options of those names, each with the config's default where it is not given."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    return {name: options.get(name, defaults[name]) for name in names}
+
+
 def _with_prompt(values: Tensor) -> Tensor:
     """(R, P - 1 + T): what a forward pass says about the tokens after the first, prompt included."""
     return torch.cat([values.new_zeros(len(values), PROMPT - 1), values], dim=1)
@@ -107,7 +124,7 @@ def _ids(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def dpo_trainer(given: Responses, loss_type: str | list[str] = "sigmoid", **options: Any) -> Tensor:
     """() the loss of ``DPOTrainer`` with its options: beta, label_smoothing, f_divergence_type, ..."""
-    from trl import DPOTrainer
+    from trl import DPOConfig, DPOTrainer
 
     types = [loss_type] if isinstance(loss_type, str) else loss_type
     trainer = _bare(
@@ -117,13 +134,17 @@ def dpo_trainer(given: Responses, loss_type: str | list[str] = "sigmoid", **opti
         precompute_ref_logps=False,
         loss_types=types,
         loss_weights=options.get("loss_weights", [1.0] * len(types)),
-        beta=options.get("beta", 0.1),
-        label_smoothing=options.get("label_smoothing", 0.0),
-        ld_alpha=options.get("ld_alpha"),
-        use_weighting=options.get("use_weighting", False),
-        f_divergence_type=options.get("f_divergence_type", "reverse_kl"),
-        f_alpha_divergence_coef=options.get("f_alpha_divergence_coef", 0.5),
-        args=SimpleNamespace(discopop_tau=options.get("discopop_tau", 0.05), gradient_checkpointing_kwargs=None),
+        args=SimpleNamespace(**_asked(DPOConfig, options, "discopop_tau"), gradient_checkpointing_kwargs=None),
+        **_asked(
+            DPOConfig,
+            options,
+            "beta",
+            "label_smoothing",
+            "ld_alpha",
+            "use_weighting",
+            "f_divergence_type",
+            "f_alpha_divergence_coef",
+        ),
     )
     ids, attention, completion = _ids(given.mask)
     batch = {"input_ids": ids, "attention_mask": attention, "completion_mask": completion}
@@ -132,41 +153,86 @@ def dpo_trainer(given: Responses, loss_type: str | list[str] = "sigmoid", **opti
     return loss
 
 
-def kto_trainer(given: Responses, **options: Any) -> Tensor:
-    """() the loss of ``KTOTrainer`` on the pairs split into desirable and undesirable examples."""
-    from trl import KTOTrainer
+def kto_trainer(given: Responses, micro_batches: int = 1, **options: Any) -> Tensor:
+    """() the loss of ``KTOTrainer`` on the pairs, which it splits into examples: the mean over its micro-batches."""
+    from trl import KTOConfig, KTOTrainer
+    from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
-    other = torch.ones(2 * given.pairs, 1, dtype=torch.bool)
-    ids, attention, completion = _ids(given.mask)
-    kl_ids, kl_attention, kl_completion = _ids(other)
-    drift = given.mismatched.detach()[:, None]
-
-    def answer(*, input_ids: Tensor, **_: Any) -> Any:
-        return _outputs(given.policy * given.mask) if input_ids.shape == ids.shape else _outputs(drift)
-
+    size = 2 * given.pairs // micro_batches
+    plain = SimpleNamespace(gradient_checkpointing_kwargs=None, dataset_num_proc=None, max_length=None)
+    plain.per_device_train_batch_size = size
     trainer = _bare(
         KTOTrainer,
-        model=_Model(answer),
+        model=_Model(lambda *, input_ids, **_: _outputs_of(input_ids, given, given.policy * given.mask, given.crossed)),
+        ref_model=_Model(lambda *, input_ids, **_: _outputs_of(input_ids, given, given.reference, 0 * given.crossed)),
+        args=plain,
         loss_type="kto",
         calculate_KL=True,
-        precompute_ref_logps=True,
-        beta=options.get("beta", 0.1),
-        desirable_weight=options.get("desirable_weight", 1.0),
-        undesirable_weight=options.get("undesirable_weight", 1.0),
+        precompute_ref_logps=False,
+        _tokenizer=_Words(given.pairs),
+        **_asked(KTOConfig, options, "beta", "desirable_weight", "undesirable_weight"),
     )
-    batch = {
-        "input_ids": ids,
-        "attention_mask": attention,
-        "completion_mask": completion,
-        "KL_input_ids": kl_ids,
-        "KL_attention_mask": kl_attention,
-        "KL_completion_mask": kl_completion,
-        "label": torch.arange(2 * given.pairs) < given.pairs,
-        "ref_logps": given.reference.sum(1),
-        "ref_KL_logps": torch.zeros(2 * given.pairs, dtype=given.policy.dtype),
-    }
-    loss: Tensor = trainer._compute_loss(trainer.model, batch, False)
-    return loss
+    rows = _prepared_for_kto(trainer, given)
+    collate = DataCollatorForUnpairedPreference(pad_token_id=_Words.END)
+    losses = [
+        trainer._compute_loss(trainer.model, collate(rows[start : start + size]), False)
+        for start in range(0, len(rows), size)
+    ]
+    return torch.stack(losses).mean()
+
+
+class _Words:
+    """A tokenizer of texts such as ``p0 p0 r3 r3 end``: a number for each prompt and each response."""
+
+    END = 0
+    eos_token = "end"
+
+    def __init__(self, pairs: int) -> None:
+        words = [*(f"p{i}" for i in range(pairs)), *(f"r{i}" for i in range(2 * pairs))]
+        self._numbers = {"end": self.END} | {word: number for number, word in enumerate(words, start=1)}
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [self._numbers[word] for word in text.split()]}
+
+
+def _prepared_for_kto(trainer: Any, given: Responses) -> list[dict[str, Any]]:
+    """What TRL makes of the pairs: examples in its order, each with the response that it is mismatched with."""
+    from datasets import Dataset
+
+    def text(response: int) -> str:
+        return f" r{response}" * (int(given.mask[response].sum()) - 1) + " end"
+
+    pairs = [{"prompt": f"p{i} p{i}", "chosen": text(i), "rejected": text(given.pairs + i)} for i in range(given.pairs)]
+    with _no_progress_bars():
+        prepared = trainer._prepare_dataset(Dataset.from_list(pairs), trainer._tokenizer, trainer.args, "train")
+    return list(prepared)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    import datasets
+
+    shown = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not shown:
+            datasets.enable_progress_bars()
+
+
+def _outputs_of(ids: Tensor, given: Responses, values: Tensor, crossed: Tensor) -> Any:
+    """A forward pass on rows of word numbers: a response's own values after its prompt, ``crossed`` after another."""
+    logps = []
+    for row in ids:
+        prompt = int(row[0]) - 1
+        response = int(row[PROMPT]) - 1 - given.pairs
+        if response % given.pairs == prompt:
+            logps.append(values[response])
+        else:
+            logps.append(torch.cat([crossed[prompt, response : response + 1], 0 * values[response, 1:]]))
+    width = ids.shape[1] - PROMPT
+    return _outputs(torch.stack(logps)[:, :width])
 
 
 def _two_word_logits(given: Responses) -> Tensor:
@@ -188,7 +254,7 @@ def _concatenated_batch(given: Responses) -> dict[str, Tensor]:
 
 def cpo_trainer(given: Responses, loss_type: str = "sigmoid", **options: Any) -> Tensor:
     """() the loss of ``CPOTrainer`` with its options: beta, simpo_gamma, cpo_alpha, alpha."""
-    from trl.experimental.cpo import CPOTrainer
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
 
     model = _Model(lambda *_, **__: SimpleNamespace(logits=_two_word_logits(given)))
     trainer = _bare(
@@ -196,11 +262,7 @@ def cpo_trainer(given: Responses, loss_type: str = "sigmoid", **options: Any) ->
         is_encoder_decoder=False,
         pad_token_id=1,
         loss_type=loss_type,
-        beta=options.get("beta", 0.1),
-        label_smoothing=options.get("label_smoothing", 0.0),
-        simpo_gamma=options.get("simpo_gamma", 0.5),
-        cpo_alpha=options.get("cpo_alpha", 1.0),
-        alpha=options.get("alpha", 0.0),
+        **_asked(CPOConfig, options, "beta", "label_smoothing", "simpo_gamma", "cpo_alpha", "alpha"),
     )
     loss: Tensor = trainer.get_batch_loss_metrics(model, _concatenated_batch(given))[0]
     return loss
@@ -208,11 +270,10 @@ def cpo_trainer(given: Responses, loss_type: str = "sigmoid", **options: Any) ->
 
 def orpo_trainer(given: Responses, **options: Any) -> Tensor:
     """() the loss of ``ORPOTrainer``, whose likelihood term here has a prompt word of probability 1/2 as well."""
-    from trl.experimental.orpo import ORPOTrainer
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
     model = _Model(lambda *_, **__: SimpleNamespace(logits=_two_word_logits(given)))
-    trainer = _bare(
-        ORPOTrainer, is_encoder_decoder=False, padding_value=1, pad_token_id=1, beta=options.get("beta", 0.1)
-    )
+    beta = _asked(ORPOConfig, options, "beta")
+    trainer = _bare(ORPOTrainer, is_encoder_decoder=False, padding_value=1, pad_token_id=1, **beta)
     loss: Tensor = trainer.get_batch_loss_metrics(model, _concatenated_batch(given))[0]
     return loss

@@ -25,7 +25,7 @@ from prefopt.model.adapters import AdapterBank
 from prefopt.model.base import Base
 from prefopt.model.head import chunks
 from prefopt.model.logps import pair_rows, response_logps, scored_logps, sum_by_response
-from prefopt.model.packing import PackedRows, Row, pack, to_device, use_layout
+from prefopt.model.packing import PackedRows, pack, to_device, use_layout
 from prefopt.runtime.seeding import derive_seed
 
 
@@ -54,7 +54,7 @@ class Microbatch:
         scores: (2, B) preference strengths, or None.
         tokens: Per-token values, chosen and rejected, that do not depend on the policy; None unless asked for.
         ref_hidden: (R, d) the reference's states that predict the scored tokens, for ``ref_kl``, or None.
-        mismatched: Rows of each prompt with the next pair's chosen response, and the reference's (B,) of it, or None.
+        mismatched: Rows of each prompt with the next pair's responses, and the reference's (B, 2) of them, or None.
     """
 
     rows: PackedRows
@@ -86,8 +86,8 @@ def prepare(
 ) -> Microbatch:
     """Pack some pairs with their (2, B) reference log-probabilities, and what else ``needs`` names.
 
-    ``others`` are the B pairs whose chosen responses are the mismatched ones: each pair's successor in its whole
-    batch, so that they do not depend on how the batch is cut.
+    ``others`` are the B pairs whose responses are the mismatched ones: each pair's successor in its whole batch, so
+    that they do not depend on how the batch is cut.
     """
     device = base.device
     lengths = [[len(p.chosen_ids) for p in pairs], [len(p.rejected_ids) for p in pairs]]
@@ -122,11 +122,12 @@ def prepare(
             )
         micro = dataclasses.replace(micro, tokens=(tokens[0], tokens[1]))
     if needs.mismatched:
-        crossed = [Row(p.prompt_ids, (other.chosen_ids,)) for p, other in zip(pairs, others, strict=True)]
-        single = pack(crossed, device=device)
+        crossed = [dataclasses.replace(o, prompt_ids=p.prompt_ids) for p, o in zip(pairs, others, strict=True)]
+        crossed_rows = pair_rows(crossed, shared=base.packed)
+        single = pack(crossed_rows, device=device)
         with bank.off(), use_layout(single):
-            ref = response_logps(base, single)
-        micro = dataclasses.replace(micro, mismatched=(pack(crossed, device=device, copies=copies), ref))
+            ref = response_logps(base, single).view(-1, 2)
+        micro = dataclasses.replace(micro, mismatched=(pack(crossed_rows, device=device, copies=copies), ref))
     return micro
 
 
@@ -220,12 +221,12 @@ def _token_stats(micro: Microbatch, signals: Signals, side: int, needs: Needs) -
 
 @torch.no_grad()
 def mismatched_logratios(base: Base, micro: Microbatch) -> Tensor | None:
-    """(K, B) log pi / pi_ref in nats of mismatched responses under the active adapters, or None where not asked for."""
+    """(K, B, 2) log pi / pi_ref in nats of mismatched responses under the active adapters, or None unless needed."""
     if micro.mismatched is None:
         return None
     rows, reference = micro.mismatched
     with use_layout(rows):
-        return response_logps(base, rows).view(rows.copies, -1) - reference
+        return response_logps(base, rows).view(rows.copies, -1, 2) - reference
 
 
 def concatenate(parts: Sequence[PairLogps]) -> PairLogps:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import exp, expm1, log, log1p
 
 import torch
 
-from prefopt import PairLogps, TokenStats
+from prefopt import Loss, PairLogps, TokenStats
 
 
 def t(*values: float) -> torch.Tensor:
@@ -35,7 +36,7 @@ PAIRS = PairLogps(
     ref_rejected=t(-13, -12),
     chosen_score=t(3, 5),
     rejected_score=t(1, 4),
-    mismatched=t(0.5, 1.5),
+    mismatched=torch.stack([t(0.5, 2.5), t(-1.5, 2.5)], dim=1),
     running=torch.tensor(2.0),
 )
 
@@ -65,6 +66,28 @@ TOKENS = PairLogps(
     ),
 )
 
+
+def drawn(*uniform: float) -> PairLogps:
+    """PAIRS with noise for a draw among pairs, of which mean and standard deviation of the gaps are 2 and 4."""
+    noise = TokenStats(mask=torch.ones(2, 1, dtype=torch.bool), uniform=t(*uniform)[:, None])
+    return replace(PAIRS, chosen_tokens=noise, rejected_tokens=noise, running=t(2, 4))
+
+
+def batch_of(loss: Loss) -> PairLogps:
+    """The batch on which a loss's golden value is worked out."""
+    if loss.name == "beta_dpo":
+        return drawn(0.5, 0.1)
+    if loss.token_fields:
+        return TOKENS
+    kept = loss.statistic(PAIRS)
+    return replace(PAIRS, running=t(0.5, 0.25)) if kept is not None and len(kept.shape) and len(kept) == 2 else PAIRS
+
+
+def kl(p: float, q: float) -> float:
+    return p * log(p / q) + (1 - p) * log((1 - p) / (1 - q))
+
+
+SOFT = 1000 * (sigmoid(2) - 0.5)
 
 GOLDEN: dict[str, float] = {
     # Pair 1: D = 2 - (-1) = 3.
@@ -103,14 +126,36 @@ GOLDEN: dict[str, float] = {
     "slic": 0 + 0.1 * 10,  # the gap of 4 nats exceeds delta = 1
     "orpo": 2 + 0.1 * nls(odds(-2) - odds(-3.5)),
     "cpo": nls(0.1 * 4) + 2,
-    "cpo_simpo": nls(2 * 1.5 - 1) + 2,
+    "cpo_simpo": nls(10 * 1.5 - 5.4) + 0.05 * 2,
     "rpo": nls(0.3) + 2,
+    "dpo_shift": nls(0.2 + 0.75 * 0.1),
+    "minor_dpo": nls(0.2),  # h of the rejected is -1, and counts as 0
+    "bpo": nls(0.1 * 0.3),  # the fall of 1 nat times 0.3 is less than the rise of 2
+    "bpo[alpha=3.0]": nls(0.1 * 2),
+    "c2_dpo": nls(0.3) + 2e-4 * (2 - 1) ** 2,
+    "h_dpo": nls(0.1 * (0.95 * 4 - 1)),
+    "simper": exp(-3.5) - exp(-2),
+    "unlikelihood": 10 - 14,
+    "unlikelihood[alpha=0.5]": 10 - 7,
+    "asft": 2 + nls(odds(-2)) + nls(-odds(-3.5)),
+    "asft[beta=0.5,lam=0.2,nll_weight=0.0]": 0.2 * (nls(0.5 * odds(-2)) + nls(-0.5 * odds(-3.5))),
+    # The scores are 3 and 1.
+    "sppo_soft": (2 - SOFT) ** 2 + (-1 + SOFT) ** 2,
+    "rpo_reward": kl(sigmoid(2), sigmoid(0.3)),
+    "rpo_reward[distance=fwd_kl]": kl(sigmoid(0.3), sigmoid(2)),
+    "rpo_reward[distance=sq,eta=0.5]": (0.3 - 1) ** 2,
     "noop": 0,
     "sft": 2,
-    # z = (0.5 + 1.5) / 2 = 1.
+    # z = (0.5 + 2.5 - 1.5 + 2.5) / 4 = 1.
     "kto": 0.5 * (1 - sigmoid(0.1 * (2 - 1))) + 0.5 * (1 - sigmoid(0.1 * (1 + 1))),
     "kto[desirable_weight=2.0]": (1 - sigmoid(0.1 * (2 - 1))) + 0.5 * (1 - sigmoid(0.1 * (1 + 1))),
+    # Mean 0.5 and standard deviation 0.25 of the gaps per token, here 0.65.
+    "alpha_dpo": nls(2.5 * (1.5 - 0.6 - 0.2 * (0.65 - 0.5) / 0.25)),
     # The moving average given is 2.
+    "mpo": 0.8 * nls(0.3) + 0.2 * (nls(0.2 - 2) + nls(0.1 + 2)) + 2,
+    "mpo[beta=0.2,w_p=0.5,w_q=0.3,w_g=0.1]": 0.5 * nls(0.6) + 0.3 * (nls(0.4 - 2) + nls(0.2 + 2)) + 0.1 * 2,
+    "mix": 0.8 * nls(0.3) + 0.2 * (nls(0.02 - 2) + nls(0.01 + 2)) + 2,
+    "mix[2*dpo[beta=0.2]+0.5*sft]": 2 * nls(0.6) + 0.5 * 2,
     "bco": nls(0.02 - 2) + nls(-(-0.01 - 2)),
     "bco[beta=0.1]": nls(0.2 - 2) + nls(-(-0.1 - 2)),
     # Gaps 4, 1 and 1, 2 under the reference: the larger against the larger, 4 - 2.
@@ -119,15 +164,16 @@ GOLDEN: dict[str, float] = {
     "aot_unpaired": nls(0),
     # D = 3 and -1; exp(-L) is the sigmoid.
     "dr_dpo": -log((sigmoid(0.3) + sigmoid(-0.1)) / 2),
-    # D = 3 and -1, moving average 2; both are kept, M = 1, beta' = 0.1 * (1 + 0.6 * (1 - 2)).
-    "beta_dpo": nls(0.04 * 3),
-    # Only the nearer gap, 3, is kept, at twice the weight; beta' = 0.1 * (1 + 0.6 * (3 - 2)).
-    "beta_dpo[keep=0.5]": 2 * nls(0.16 * 3),
+    # D = 3 and -1, moving average 2; of 0.8 * 2 pairs one is kept, the gap of 3, at twice the weight;
+    # beta' = 0.1 * (1 + 0.6 * (3 - 2)).
+    "beta_dpo": 2 * nls(0.16 * 3),
+    # Both are kept, M = 1, beta' = 0.1 * (1 + 0.6 * (1 - 2)).
+    "beta_dpo[keep=1.0]": nls(0.04 * 3),
     # Token pair: D = 3 - 2 = 1, K = 1 and 3.
     "tdpo": nls(0.1 * 1 - 0.5 * 0.1 * (3 - 1)),
     "tdpo1": nls(0.1 * 1 - 0.1 * (3 - 1)),
-    # Mean excess (0 - 1 + 1) / 3 = 0 and -1 + 2 = 1.
-    "wpo": exp(0) * exp(1) * nls(0.01 * 1),
+    # Mean excess (0 - 1 + 1) / 3 = 0 and -1 + 2 = 1: a weight of e, which stops at 1.
+    "wpo": nls(0.01 * 1),
     # n = 1: 1 + 0.5 * (0 + 2) = 2 against 2.
     "ld_dpo": nls(0.1 * (2 - 2)),
     # The least noise, 0.2, draws the chosen token with h = 1.

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from golden import GOLDEN, PAIRS, TOKENS
+from golden import GOLDEN, PAIRS, batch_of
 from torch import Tensor
 
 import prefopt
@@ -43,6 +43,8 @@ def test_every_registered_loss_is_in_order(name: str) -> None:
         "fdpo[divergence=reverse_kl]", "fdpo[alpha=0.8]", "alphapo[alpha=0.0]", "alphapo[alpha=-1.0]", "dpop[lam=50.0]",
         "odpo[alpha=0.0]", "cdpo[label_smoothing=0.0]", "simpo[beta=10.0,gamma_beta_ratio=0.0]", "kto[beta=1.0]",
         "beta_dpo[keep=1.0]", "ld_dpo[alpha=0.0]", "chipo[r_max=1.0]", "cpo[nll_weight=0.0]", "dpo[beta=5.0]",
+        "rpo_reward[distance=fwd_kl]", "rpo_reward[distance=sq]", "alpha_dpo[alpha=0.0,decay=0.0]", "bpo[alpha=1.0]",
+        "mix[1.0*simpo+0.5*wpo]", "mix[1.0*kto+2.0*odpo]", "mix[0.5*alpha_dpo+0.5*bco]", "mix[1.0*sft]", "irpo",
     ],
 )  # fmt: skip
 def test_other_settings_are_in_order(label: str) -> None:
@@ -64,7 +66,7 @@ def golden_failures(loss: Loss, name: str) -> list[str]:
     missed = []
     for label in (label for label in GOLDEN if label.partition("[")[0] == name):
         given = {f.name: getattr(make_loss(label), f.name) for f in dataclasses.fields(loss)}
-        value = type(loss)(**given)(TOKENS if loss.token_fields else PAIRS)[0]
+        value = type(loss)(**given)(batch_of(loss))[0]
         if abs(value.item() - GOLDEN[label]) > 1e-9 * max(1, abs(GOLDEN[label])):
             missed.append(label)
     return missed
@@ -165,7 +167,8 @@ def mutations(name: str) -> Iterator[tuple[str, Callable[[Loss, PairLogps], tupl
         yield "mean for sum", on_inputs(mean_for_sum)
     if cls.needs_reference:
         yield "swapped reference", on_inputs(swapped_reference)
-    yield "wrong sign", on_inputs(wrong_sign)
+    if name not in ("sppo_soft", "rpo_reward"):  # They take the label from the scores, which are swapped as well.
+        yield "wrong sign", on_inputs(wrong_sign)
     yield "detached chosen", on_inputs(detached("chosen"))
     if name != "sft":  # It does not look at the rejected response.
         yield "detached rejected", on_inputs(detached("rejected"))
@@ -378,7 +381,7 @@ def test_mistakes_get_one_line(label: str, message: str) -> None:
         ("simpo[beta=0.1]", "simpo: beta = 0.1 is off its scale; the paper and its users take 2 to 10"),
         (
             "simpo[gamma_beta_ratio=5.0]",
-            "simpo: gamma_beta_ratio = 5 is off its scale; the paper and its users take 0 to 0.8",
+            "simpo: gamma_beta_ratio = 5 is off its scale; the paper and its users take 0 to 1",
         ),
         ("sppo[beta=0.1]", "sppo: beta = 0.1 is off its scale; the paper and its users take 0.0001 to 0.01"),
         ("dpo_norm[beta=0.1]", "dpo_norm: beta = 0.1 is off its scale; the paper and its users take 2 to 10"),

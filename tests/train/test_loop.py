@@ -45,7 +45,24 @@ def test_stacked_and_single_training_agree(tiny_base: Callable[..., Base]) -> No
     torch.testing.assert_close(stacked.params, single.params, atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("label", ["dpo", "simpo", "kto", "bco", "aot", "dr_dpo", "beta_dpo", "tdpo", "wpo", "sampo"])
+@pytest.mark.parametrize(
+    "label",
+    [
+        "dpo",
+        "simpo",
+        "kto",
+        "bco",
+        "aot",
+        "dr_dpo",
+        "beta_dpo",
+        "alpha_dpo",
+        "mpo",
+        "tdpo",
+        "wpo",
+        "sampo",
+        "mix[0.8*dpo+0.2*bco+1.0*sft]",
+    ],
+)
 def test_the_micro_batch_changes_nothing(label: str, tiny_base: Callable[..., Base]) -> None:
     # One step with a plain gradient: AdamW would turn rounding of a vanishing gradient into a whole step.
     config = CONFIG.model_copy(update={"steps": 1, "warmup_steps": 0})
