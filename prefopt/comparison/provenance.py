@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
-import inspect
 import os
 import platform
 import subprocess
@@ -16,6 +15,7 @@ import torch
 
 from prefopt.comparison import provenance
 from prefopt.config.schema import Config, Variant
+from prefopt.contract.plugin_files import code_of
 from prefopt.prepare.materials import Materials
 from prefopt.runtime.device import device_facts
 from prefopt.storage.hashing import digest, sha256_file
@@ -119,10 +119,9 @@ def reference_key(config: Config, device: torch.device) -> dict[str, Any]:
 
 
 def loss_code(variant: Variant) -> str:
-    """Hash of the file that defines a loss of somebody else's; empty for one of ours, which ``code`` covers."""
-    file = inspect.getsourcefile(type(variant.build()))
-    ours = Path(__file__).parent
-    return "" if file is None or Path(file).is_relative_to(ours) else sha256_file(Path(file))[:16]
+    """Hash of the files that a loss of somebody else's is made of; empty for one of ours, which ``code`` covers."""
+    parts = code_of(type(variant.build()))
+    return digest(parts) if parts else ""
 
 
 def facts(config: Config) -> dict[str, Any]:

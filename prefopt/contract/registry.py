@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import importlib.util
+import io
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
+from prefopt.contract import plugin_files
 from prefopt.contract.loss import Loss
 from prefopt.errors import UsageError, did_you_mean
 
@@ -46,7 +51,9 @@ def register(name: str, *, aliases: tuple[str, ...] = ()) -> Callable[[L], L]:
         for wanted in (name, *aliases):
             taken = _REGISTRY.get(_ALIASES.get(wanted, wanted))
             if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise UsageError(f"loss name {wanted!r} is taken by {taken.__module__}.{taken.__qualname__}")
+                known = f"{taken.__module__}.{taken.__qualname__}"
+                both = f"{known} ({_file(taken)}), and {_file(cls)} wants it too"
+                raise UsageError(f"loss name {wanted!r} is taken by {both}; register it under another name")
         for needed in ("source", "needs_reference", "length_normalized"):
             if not hasattr(cls, needed):
                 raise UsageError(f"{name}: the class must set {needed}")
@@ -56,6 +63,10 @@ def register(name: str, *, aliases: tuple[str, ...] = ()) -> Callable[[L], L]:
         return cls
 
     return add
+
+
+def _file(cls: type) -> str:
+    return str(getattr(sys.modules.get(cls.__module__), "__file__", None) or cls.__module__)
 
 
 def loss_names() -> list[str]:
@@ -170,21 +181,28 @@ def split_labels(text: str) -> list[str]:
 def load_plugin(plugin: str) -> None:
     """Load what registers losses: a Python file, or the entry point of an installed package; nothing else ever is.
 
+    What it prints meanwhile is dropped: standard output and error carry JSON for those who ask for it.
+
     Args:
         plugin: A path that ends in ``.py``, or a name under the entry-point group ``prefopt.losses``.
 
     Raises:
-        UsageError: If there is no such plugin, it fails, or it registers nothing.
+        UsageError: If there is no such plugin, it fails, registers nothing, or takes another one's name.
     """
-    before = dict(_REGISTRY)
+    losses, modules = dict(_REGISTRY), set(sys.modules)
+    plugin_files.record_imports()
     try:
-        module = _run_file(Path(plugin)) if plugin.endswith(".py") else _load_entry_point(plugin)
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            module = _run_file(Path(plugin)) if plugin.endswith(".py") else _load_entry_point(plugin)
+        plugin_files.refuse_borrowed(module, modules)
     except UsageError as problem:
         raise UsageError(f"--plugin {plugin}: {problem}") from None
     except (Exception, SystemExit) as problem:
         raise UsageError(f"--plugin {plugin}: {type(problem).__name__}: {problem}") from problem
-    if before == _REGISTRY and not any(cls.__module__ == module for cls in _REGISTRY.values()):
+    brought = [cls for name, cls in _REGISTRY.items() if losses.get(name) is not cls or cls.__module__ == module]
+    if not brought:
         raise UsageError(f'--plugin {plugin}: registers no loss; put @register("name") on a subclass of Loss')
+    plugin_files.brought_by(brought, module)
 
 
 def _load_entry_point(name: str) -> str:
@@ -201,14 +219,15 @@ def _load_entry_point(name: str) -> str:
 
 
 def _run_file(path: Path) -> str:
-    """The name of the module that the file became."""
+    """The name of the module that the file became, which no file elsewhere shares."""
     if not path.is_file():
         raise UsageError("there is no such file")
-    name = f"prefopt_plugin_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    whole = path.resolve()
+    name = f"prefopt_plugin_{path.stem}_{hashlib.sha256(os.fsencode(whole)).hexdigest()[:12]}"
+    loader = plugin_files.RecordingLoader(name, str(whole))
+    spec = importlib.util.spec_from_file_location(name, whole, loader=loader)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    loader.exec_module(module)
     return name

@@ -5,29 +5,20 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 
+from prefopt.data.columns import COLUMNS, Columns
 from prefopt.data.hub import HUB_NAME, read_hub
-from prefopt.data.parse import READERS, Row, Rows
+from prefopt.data.parse import READERS, Rows
 from prefopt.data.problems import Problems, RowError, refuse, show
 from prefopt.data.types import BadRows, LoadedPairs, LoadReport, Pair
 from prefopt.data.validate import make_pair, normalise, prompt_key
 from prefopt.errors import UsageError
 
-COLUMNS = ("prompt", "chosen", "rejected", "chosen_score", "rejected_score")
-_SCORE_ALIASES = {"score_chosen": "chosen_score", "score_rejected": "rejected_score"}
-# Names that other data sets give the three columns; only ever suggested, never assumed.
-_KNOWN_NAMES = {
-    "prompt": ("question", "instruction", "input", "query", "messages", "context", "conversations"),
-    "chosen": ("response_j", "accepted", "preferred", "winner", "answer_chosen", "chosen_response", "response_chosen"),
-    "rejected": ("response_k", "dispreferred", "loser", "answer_rejected", "rejected_response", "response_rejected"),
-}
 _HEADER_ROWS = 100  # columns are those of the first rows, since JSONL has no header
 _MAX_CONTRADICTIONS = 0.05
-_MAX_EXTRA_COLUMNS = 100
-_MAX_NAME_CHARS = 80
 _WARNED = 5
 
 
@@ -64,7 +55,7 @@ def load_pairs(
     digest = hashlib.sha256()
     collector = _Collector(problems, dedup=dedup)
     head = list(islice(rows, _HEADER_ROWS))
-    columns = _Columns.find(source, [row for _, row in head if isinstance(row, dict)], column_map or {})
+    columns = Columns.of(source, [(n, row) for n, row in head if isinstance(row, dict)], column_map or {})
     for number, row in chain(head, rows):
         collector.rows += 1
         try:
@@ -140,50 +131,6 @@ def _check_column_map(column_map: Mapping[str, str]) -> None:
             raise UsageError(f"--column-map: {show(name)} is no standard column; it is one of {', '.join(COLUMNS)}")
 
 
-@dataclass
-class _Columns:
-    """Which column of the source is which."""
-
-    names: dict[str, str]  # found -> standard
-    has_prompt: bool
-    extra: set[str] = field(default_factory=set)
-
-    @classmethod
-    def find(cls, source: str, head: list[Row], column_map: Mapping[str, str]) -> _Columns:
-        found = list(dict.fromkeys(key for row in head for key in row))
-        names = {**{name: name for name in COLUMNS}, **_SCORE_ALIASES}
-        names = {name: standard for name, standard in names.items() if standard not in column_map}
-        names |= {name: standard for standard, name in column_map.items()}
-        present = {names[key] for key in found if key in names}
-        missing = [name for name in ("chosen", "rejected") if name not in present]
-        missing += [name for name in column_map if name not in present and name not in missing]
-        if head and missing:
-            wanted = "needs chosen and rejected, and prompt unless they share it"
-            message = f"no column {' or '.join(missing)}: found {', '.join(show(key) for key in found[:20])}; {wanted}"
-            raise refuse(source, 0, RowError("DATA003", message, fix=_suggest(found, present)))
-        return cls(names=names, has_prompt="prompt" in present)
-
-    def standard(self, row: Row) -> Row:
-        """The standard columns of a row; the others are noted."""
-        columns = {}
-        for key, value in row.items():
-            if key in self.names:
-                columns[self.names[key]] = value
-            elif len(self.extra) < _MAX_EXTRA_COLUMNS:
-                self.extra.add(key[:_MAX_NAME_CHARS])
-        return columns
-
-
-def _suggest(found: list[str], present: set[str]) -> str:
-    near = {
-        standard: next((key for key in found if key.lower() in names), None)
-        for standard, names in _KNOWN_NAMES.items()
-        if standard not in present
-    }
-    guess = ",".join(f"{standard}={name or '...'}" for standard, name in near.items())
-    return f"rename the columns, or pass --column-map {guess or 'prompt=...,chosen=...,rejected=...'}"
-
-
 class _Collector:
     """Gathers pairs, numbers their prompts, and finds duplicates and contradictions by hash."""
 
@@ -245,7 +192,7 @@ class _Collector:
             message = f"every row was dropped ({dropped})" if dropped else "there are no rows"
             raise refuse(self._problems.source, 0, RowError("DATA001", message, fix="give at least one usable row"))
 
-    def report(self, columns: _Columns) -> LoadReport:
+    def report(self, columns: Columns) -> LoadReport:
         """What was found in rows that were kept."""
         warnings = []
         hub = None if Path(self._problems.source).exists() else HUB_NAME.fullmatch(self._problems.source)

@@ -120,7 +120,7 @@ def _parse_line(line: bytes) -> Row:
 
 def read_jsonl(path: Path, max_row_bytes: int) -> Rows:
     """One JSON object a line; blank lines, a byte order mark and CRLF are accepted."""
-    opener: Callable[..., IO[bytes]] = gzip.open if path.suffix == ".gz" else open  # type: ignore[assignment]
+    opener: Callable[..., IO[bytes]] = gzip.open if path.suffix.lower() == ".gz" else open  # type: ignore[assignment]
     with opener(path, "rb") as file:
         for number, line in _lines(file, max_row_bytes):
             if isinstance(line, RowError):
@@ -175,11 +175,21 @@ def read_json(path: Path, max_row_bytes: int) -> Rows:
         except RowError as problem:
             yield number, problem
         position = _skip(text, end)
-        if text[position : position + 1] == ",":
-            position = _skip(text, position + 1)
-        elif text[position : position + 1] != "]":
+        if text[position : position + 1] not in (",", "]"):
             yield number, RowError("DATA009", "the list is not closed after this row", fix=_PARTIAL)
             return
+        if text[position] == ",":
+            position = _skip(text, position + 1)
+            if text[position : position + 1] == "]":
+                yield number, RowError("DATA008", "invalid JSON: a comma after the last row", fix="remove the comma")
+    rest = _skip(text, position + 1)
+    if rest < len(text):
+        line = text.count("\n", 0, rest) + 1
+        message = f"more text after the end of the list, in line {line}: {show(text[rest : rest + 40])}"
+        yield (
+            number + 1,
+            RowError("DATA008", message, fix="put all rows into one list, or remove what stands behind it"),
+        )
 
 
 def _skip(text: str, position: int) -> int:

@@ -11,7 +11,6 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 from prefopt.data.parse import type_name
@@ -21,6 +20,9 @@ from prefopt.data.types import Message, Pair, Text
 ROLES = ("system", "user", "assistant", "tool")
 _HH_TURN = "\n\nAssistant:"
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# What other programs write as a number; float() reads 1_000 and the digits of every script besides.
+_NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)", re.ASCII | re.IGNORECASE)
+_LARGEST_SCORE = 3.4e38  # of float32, in which losses compute
 
 
 def normalise(text: str) -> str:
@@ -116,15 +118,17 @@ def _characters(text: str, name: str, place: str) -> str:
 
 def _score(columns: Mapping[str, Any], name: str) -> float | None:
     value = columns.get(name)
-    if isinstance(value, str) and value:  # CSV knows only text
-        with suppress(ValueError):
-            value = float(value)
     if value is None or value == "":
         return None
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip(" \t")):  # CSV knows only text
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RowError("DATA006", f"a number is wanted; this is {type_name(value)}", field=name)
-    if not math.isfinite(value):
+        got = f"the text {show(value)}" if isinstance(value, str) else type_name(value)
+        raise RowError("DATA006", f"a number is wanted; this is {got}", field=name)
+    if value != value or abs(value) == math.inf:
         raise RowError("DATA005", "the score is not a finite number", field=name)
+    if abs(value) > _LARGEST_SCORE:
+        raise RowError("DATA005", f"the score lies beyond {_LARGEST_SCORE:.1e}, which float32 ends with", field=name)
     return float(value)
 
 
