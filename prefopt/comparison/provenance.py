@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+import prefopt
 from prefopt.comparison import provenance
 from prefopt.config.schema import Config, Variant
 from prefopt.prepare.materials import Materials
@@ -21,13 +22,9 @@ from prefopt.runtime.device import device_facts
 from prefopt.storage.hashing import digest, sha256_file
 
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scikit-learn", "safetensors", "bitsandbytes")
-# What runs after training, on files alone, and cannot change a run.
-_READERS = {
-    "__main__.py", "catalogue.py", "claims.py", "cli.py", "commands.py", "console.py", "doctor.py", "examples.py",
-    "judges", "judging.py", "locks.py", "places.py", "plan.py", "power.py", "report", "selftest", "stats",
-    "stopping.py", "supervise.py", "testing.py", "testing_fields.py", "trl_peer.py", "worker.py",
-}  # fmt: skip
-_NOT_ONLY_READERS = {"stats/texts.py"}  # describes a run's samples when they are drawn
+ROOT = Path(prefopt.__file__).resolve().parent
+# Rooms that start a run, check a loss before it, or read files after it: they cannot change what a run computes.
+READERS = ("__main__.py", "analysis", "cli", "judges", "launch", "report", "selftest", "stats", "testing")
 
 
 def packages() -> dict[str, str]:
@@ -44,10 +41,12 @@ def packages() -> dict[str, str]:
 @functools.cache
 def code_files() -> dict[str, str]:
     """Hashes of this package's sources that decide what a run computes, by path inside the package; read once."""
-    root = Path(__file__).parent
-    paths = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*.py"))}
-    kept = [name for name in paths if name.split("/")[0] not in _READERS or name in _NOT_ONLY_READERS]
-    return {name: hashlib.sha256(paths[name].read_bytes()).hexdigest()[:16] for name in kept}
+    paths = {path.relative_to(ROOT): path for path in sorted(ROOT.rglob("*.py"))}
+    return {
+        name.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for name, path in paths.items()
+        if name.parts[0] not in READERS
+    }
 
 
 def code_hash() -> str:
@@ -57,7 +56,7 @@ def code_hash() -> str:
 
 def commit() -> str:
     """The checkout's commit, with ``+changes`` where the work tree differs, or an empty string outside one."""
-    root = Path(__file__).resolve().parent.parent
+    root = ROOT.parent
     if not (root / ".git").exists():
         return ""
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
@@ -121,8 +120,7 @@ def reference_key(config: Config, device: torch.device) -> dict[str, Any]:
 def loss_code(variant: Variant) -> str:
     """Hash of the file that defines a loss of somebody else's; empty for one of ours, which ``code`` covers."""
     file = inspect.getsourcefile(type(variant.build()))
-    ours = Path(__file__).parent
-    return "" if file is None or Path(file).is_relative_to(ours) else sha256_file(Path(file))[:16]
+    return "" if file is None or Path(file).resolve().is_relative_to(ROOT) else sha256_file(Path(file))[:16]
 
 
 def facts(config: Config) -> dict[str, Any]:
