@@ -14,7 +14,7 @@ import pandas as pd
 from prefopt.comparison import provenance, record, resume
 from prefopt.comparison.manifest import manifest
 from prefopt.comparison.resume import missing
-from prefopt.comparison.seed_group import SeedGroup, Watch
+from prefopt.comparison.seed_group import SeedGroup
 from prefopt.config.schema import Config
 from prefopt.errors import DataError
 from prefopt.prepare.materials import Materials, prepare
@@ -64,7 +64,6 @@ def work(
     results: Path,
     command: Sequence[str],
     progress: Progress,
-    watch: Watch = lambda seed, variants, step: None,
     skip: Collection[tuple[str, int]] = (),
     alone: Collection[int] = (),
 ) -> ResultsFolder:
@@ -75,7 +74,6 @@ def work(
         results: The folder of all comparisons.
         command: The command line, for the manifest.
         progress: Told what is going on.
-        watch: Told which seed, variants and step are under way.
         skip: Runs to leave out this time.
         alone: Seeds whose runs are trained one after the other.
     """
@@ -105,7 +103,7 @@ def work(
     texts = materials.prompts.texts
     frame = pd.DataFrame({"prompt_id": range(len(texts)), "prompt": texts})[list(PROMPT_COLUMNS)]
     folder.write_frame("prompts.parquet", frame)
-    group = SeedGroup(config, chosen.apply(config.train), materials, folder, progress, watch)
+    group = SeedGroup(config, chosen.apply(config.train), materials, folder, progress)
     for number, seed in enumerate(config.seeds):
         group.run_seed(seed, f"seed {seed} ({number + 1} of {len(config.seeds)})", set(skip), alone=seed in alone)
     record.judge(folder)

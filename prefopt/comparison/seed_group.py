@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,9 +27,6 @@ from prefopt.train.heldout import heldout_frame
 from prefopt.train.loop import train_group
 from prefopt.train.state import Run
 
-# Told of the seed, the variants and the step that are under way.
-Watch = Callable[[int, list[str], int], None]
-
 
 @dataclass(frozen=True)
 class SeedGroup:
@@ -40,7 +37,6 @@ class SeedGroup:
     materials: Materials
     folder: ResultsFolder
     progress: Progress
-    watch: Watch
     drawn: dict[int, list[Sample]] = field(default_factory=dict)
 
     def run_seed(self, seed: int, title: str, skip: set[tuple[str, int]], *, alone: bool) -> None:
@@ -58,7 +54,7 @@ class SeedGroup:
         for group in [[v] for v in variants] if alone else [variants] if variants else []:
             self._train_and_evaluate(group, seed, title, conditions)
         if None in absent and (REFERENCE, seed) not in skip:
-            self.watch(seed, [REFERENCE], self.train.steps)
+            self.progress.at(seed, [REFERENCE], self.train.steps)
             origin = Origin(REFERENCE, seed, provenance.reference_key(self.config, device), conditions)
             self._evaluate(None, origin, title)
 
@@ -78,7 +74,7 @@ class SeedGroup:
         names = [run.variant for run in runs]
 
         def shown(step: int, values: dict[str, dict[str, float]]) -> None:
-            self.watch(seed, names, step)
+            self.progress.at(seed, names, step)
             self.progress.step(f"{title}: training {len(runs)} variants", step, self.train.steps, values)
 
         train_group(
@@ -93,7 +89,7 @@ class SeedGroup:
             keepers=keepers,
         )
         for run, origin in zip(runs, origins, strict=True):
-            self.watch(seed, [run.variant], run.step)
+            self.progress.at(seed, [run.variant], run.step)
             self._evaluate(run, origin, title)
 
     def _resume(self, run: Run, origin: Origin) -> Checkpoints:

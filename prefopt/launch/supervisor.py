@@ -173,6 +173,7 @@ class Supervisor:
         kind, *values = event
         if kind == "at":
             self.at = (values[0], values[1], values[2])
+            self.progress.at(*values)
         elif kind == "end":
             self.end = values
         elif kind == "say":

@@ -31,8 +31,8 @@ def test_every_room_is_hashed_or_named_as_a_reader() -> None:
     "name",
     [
         "__init__.py", "errors.py", "comparison/seed_group.py", "config/schema.py", "contract/loss.py",
-        "data/encode.py", "evaluate/samples.py", "losses/dpo.py", "model/adapters.py", "prepare/onpolicy.py", "runtime/seeding.py",
-        "storage/hashing.py", "tasks/imdb.py", "train/step.py",
+        "data/encode.py", "evaluate/samples.py", "losses/dpo.py", "model/adapters.py", "prepare/onpolicy.py",
+        "runtime/seeding.py", "storage/hashing.py", "tasks/imdb.py", "train/step.py",
     ],
 )  # fmt: skip
 def test_files_that_change_a_run_are_hashed(name: str) -> None:
