@@ -250,7 +250,7 @@ def run(
     if questions_file is not None:
         write_text(questions_file, write_questions(asked))
         return {"questions": str(questions_file), "comparisons": len(asked.frame)}
-    task = str(folder.manifest().get("task", {}).get("name", "data"))
+    task = str(folder.manifest().task.get("name", "data"))
     judge = make_judge(
         spec,
         task=lambda: load_task(task, cache=cache_dir() / "tasks"),
