@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -31,7 +31,7 @@ from prefopt.analysis.policies import (
 from prefopt.analysis.selftest import selftest_facts
 from prefopt.analysis.sentences import answers, comparison_sentence, pair_context, reference_context, run_outcome
 from prefopt.storage import hashing, results, schema
-from prefopt.storage.conditions import CONDITIONS
+from prefopt.storage.conditions import NAMES
 
 SCHEMA = 1
 DELTA = 0.02
@@ -47,11 +47,11 @@ def analyse(comparison: Comparison) -> Row:
     manifest = comparison.manifest
     names = list(comparison.variants)
     cells = Cells(comparison.scores)
-    delta = float(manifest.get("config", {}).get("evaluation", {}).get("delta", DELTA))
+    delta = float(manifest.config.get("evaluation", {}).get("delta", DELTA))
     judge = next(iter(comparison.judges()), None)
     found: Row = {
         "schema": SCHEMA,
-        "name": str(manifest.get("name", comparison.root.name)),
+        "name": manifest.name or comparison.root.name,
         "settings": {"alpha": verdicts.ALPHA, "delta": delta},
         "setup": _setup(comparison, judge),
         "variants": _variants(comparison),
@@ -63,7 +63,7 @@ def analyse(comparison: Comparison) -> Row:
         "cost": cost(comparison, names),
         "trajectories": trajectories(comparison, names),
         "selftest": selftest_facts(comparison.selftest),
-        "condition_fields": list(CONDITIONS),
+        "condition_fields": list(NAMES),
         "conditions": _conditions(comparison),
         **heldout_tables(comparison.pairs, names),
         **_judged(comparison, cells, judge, names, delta),
@@ -121,23 +121,22 @@ def _judged(comparison: Comparison, cells: Cells, judge: str | None, names: Sequ
 def _setup(comparison: Comparison, judge: str | None) -> Row:
     manifest = comparison.manifest
     scores = comparison.scores
-    command = manifest.get("command", "")
     samples = int(scores.groupby(["variant", "seed", "prompt_id"]).size().max()) if len(scores) else 0
     return {
         "judge": judge,
-        "model": manifest.get("model", {}),
-        "reference": manifest.get("reference", {}),
-        "task": manifest.get("task", {}),
-        "data": manifest.get("data", {}),
-        "device": manifest.get("device", {}),
-        "packages": manifest.get("packages", {}),
-        "hashes": manifest.get("hashes", {}),
-        "command": command if isinstance(command, str) else shlex.join(map(str, command)),
-        "commit": manifest.get("commit"),
-        "version": manifest.get("prefopt_version", "?"),
-        "determinism": _described(manifest.get("determinism")),
-        "created": manifest.get("created", ""),
-        "config": manifest.get("config", {}),
+        "model": manifest.model,
+        "reference": manifest.reference,
+        "task": manifest.task,
+        "data": manifest.data,
+        "device": manifest.device,
+        "packages": manifest.packages,
+        "hashes": manifest.hashes,
+        "command": manifest.command_line,
+        "commit": manifest.commit,
+        "version": manifest.prefopt_version,
+        "determinism": _described(manifest.determinism),
+        "created": manifest.created,
+        "config": manifest.config,
         "manifest_hash": hashing.sha256_file(results.ResultsFolder(comparison.root).manifest_path)[:16],
         "evaluation_prompts": int(scores["prompt_id"].nunique()),
         "samples_per_prompt": samples,
@@ -153,7 +152,7 @@ def _described(value: Any) -> str:
 
 
 def _variants(comparison: Comparison) -> list[Row]:
-    described = {str(entry["variant"]): entry for entry in comparison.manifest.get("variants", [])}
+    described = {str(entry["variant"]): entry for entry in comparison.manifest.variants}
     rows = []
     for name in comparison.variants:
         entry = described.get(name, {})
@@ -183,7 +182,7 @@ def _runs(comparison: Comparison) -> list[Row]:
             "variant": name,
             "seed": seed,
             "status": comparison.status(name, seed),
-            "outcome": run_outcome(comparison.status(name, seed), comparison.runs.get((name, seed), {})),
+            "outcome": run_outcome(comparison.status(name, seed), comparison.runs.get((name, seed))),
         }
         for name in comparison.variants
         for seed in comparison.seeds
@@ -194,8 +193,7 @@ def _conditions(comparison: Comparison) -> list[Row]:
     """One row a seed; loading has checked that all variants agree."""
     rows: dict[int, Row] = {}
     for (_, seed), run in sorted(comparison.runs.items(), key=lambda item: (item[0][1], item[0][0])):
-        conditions = run.get("conditions", {})
-        rows.setdefault(seed, {"seed": str(seed), **{key: conditions.get(key) for key in CONDITIONS}})
+        rows.setdefault(seed, {"seed": str(seed), **dataclasses.asdict(run.conditions)})
     return list(rows.values())
 
 
@@ -291,7 +289,7 @@ def _seed_table(comparison: Comparison, found: Mapping[str, Any]) -> list[Row]:
                 **{column: point.get(column) for column in ("win_rate", "reward", "kl")},
                 "loss": number(end.get("loss")),
                 "margin": number(end.get("logratio/margins")),
-                "train_s": number(comparison.runs.get(key, {}).get("cost", {}).get("train_s")),
+                "train_s": number(comparison.runs[key].cost.get("train_s")) if key in comparison.runs else None,
             }
         )
     return rows

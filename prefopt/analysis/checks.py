@@ -7,7 +7,7 @@ from typing import Any
 
 from prefopt.analysis.load import Comparison
 from prefopt.analysis.policies import number
-from prefopt.storage.conditions import CONDITIONS
+from prefopt.storage.conditions import NAMES
 
 # Adapters start at zero, so that policy and reference are one model at step 0; rounding leaves less than this, nats.
 START_TOLERANCE = 0.01
@@ -21,7 +21,7 @@ def soundness(comparison: Comparison, found: Mapping[str, Any]) -> list[Row]:
         {
             "name": "equal conditions",
             "passed": True,
-            "detail": f"{len(CONDITIONS)} hashes agree across the variants of each seed",
+            "detail": f"{len(NAMES)} hashes agree across the variants of each seed",
         }
     ]
     history = comparison.history

@@ -118,7 +118,7 @@ def check(folder: ResultsFolder, claims: Sequence[Claim]) -> list[Outcome]:
             f"{folder.root}: no claim can be checked, since no judge compared the samples; judge them first"
         )
     frame = frame[(frame["judge"] == judge) & (frame["opponent"] == REFERENCE)]
-    planned = [int(seed) for seed in folder.manifest().get("seeds", [])]
+    planned = list(folder.manifest().seeds)
     return [_outcome(claim, frame, planned) for claim in claims]
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from prefopt import stats
 from prefopt.errors import UsageError
 from prefopt.storage import results, schema
-from prefopt.storage.conditions import check_conditions
+from prefopt.storage.records import Manifest, RunRecord, check_conditions
 
 ORACLE = "oracle"
 SELFTEST_FIELDS = {"name", "question", "value", "low", "high", "detail", "passed"}
@@ -28,7 +28,7 @@ class Comparison:
         manifest: As written by the comparison.
         variants: Planned variants in the manifest's order, without the reference.
         seeds: Planned seeds, ascending.
-        runs: Every ``run.json`` by (variant, seed).
+        runs: The record of every run by (variant, seed).
         reference: The reference's, by seed.
         history, pairs, scores, samples: Tidy frames of complete runs (history: of diverged ones too).
         judgements: Rows between complete runs, or a complete run and the reference.
@@ -36,11 +36,11 @@ class Comparison:
     """
 
     root: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     variants: tuple[str, ...]
     seeds: tuple[int, ...]
-    runs: Mapping[tuple[str, int], Mapping[str, Any]]
-    reference: Mapping[int, Mapping[str, Any]]
+    runs: Mapping[tuple[str, int], RunRecord]
+    reference: Mapping[int, RunRecord]
     history: pd.DataFrame
     pairs: pd.DataFrame
     scores: pd.DataFrame
@@ -51,14 +51,14 @@ class Comparison:
     def status(self, variant: str, seed: int) -> str:
         """``complete``, ``diverged``, ``failed`` or ``missing``."""
         run = self.runs.get((variant, seed))
-        return "missing" if run is None else str(run.get("status", "complete"))
+        return "missing" if run is None else run.status
 
     def complete_seeds(self, variant: str) -> list[int]:
         """The planned seeds at which this variant finished."""
         return [seed for seed in self.seeds if self.status(variant, seed) == "complete"]
 
-    def finished_runs(self, variant: str) -> list[Mapping[str, Any]]:
-        """The ``run.json`` of every planned seed that finished, the reference's too."""
+    def finished_runs(self, variant: str) -> list[RunRecord]:
+        """The record of every planned seed that finished, the reference's too."""
         if variant == schema.REFERENCE:
             return [self.reference[seed] for seed in self.seeds if seed in self.reference]
         return [self.runs[variant, seed] for seed in self.complete_seeds(variant)]
@@ -69,14 +69,14 @@ class Comparison:
 
     def judges(self) -> list[str]:
         """Judges in the order of their weight: the gold reward first, then by name."""
-        found = sorted(self.judgements["judge"].unique()) if len(self.judgements) else []
-        return sorted(found, key=lambda judge: (judge != ORACLE, judge))
+        names = self.judgements["judge"].unique() if len(self.judgements) else []
+        return sorted(names, key=lambda judge: (judge != ORACLE, judge))
 
     def judge_facts(self) -> dict[str, dict[str, Any]]:
         """What each judge's own run found about it (``judge.json``), by the judge's name."""
         folder = results.ResultsFolder(self.root)
-        found = [folder.read_json(path) for path in sorted(self.root.glob("judge/*/judge.json"))]
-        return {str(facts["judge"]): facts for facts in found if "judge" in facts}
+        each = [folder.read_json(path) for path in sorted(self.root.glob("judge/*/judge.json"))]
+        return {str(facts["judge"]): facts for facts in each if "judge" in facts}
 
 
 def load(root: Path) -> Comparison:
@@ -88,17 +88,16 @@ def load(root: Path) -> Comparison:
     """
     folder = results.ResultsFolder(root)
     manifest = folder.manifest()
-    folder.check("prompts.parquet", lacking=True)  # published without its text
+    folder.check("prompts.parquet", may_be_missing=True)  # published without its text
     written = folder.runs()
     runs = {key: run for key, run in written.items() if key[0] != schema.REFERENCE}
-    planned = [str(entry["variant"]) for entry in manifest.get("variants", [])]
-    variants = tuple(dict.fromkeys([*planned, *sorted(variant for variant, _ in runs)]))
-    seeds = tuple(sorted({*map(int, manifest.get("seeds", [])), *(seed for _, seed in runs)}))
-    if not any(run.get("status", "complete") == "complete" for run in runs.values()):
+    variants = tuple(dict.fromkeys([*manifest.variant_names, *sorted(variant for variant, _ in runs)]))
+    seeds = tuple(sorted({*manifest.seeds, *(seed for _, seed in runs)}))
+    if not any(run.is_complete for run in runs.values()):
         raise UsageError(f"{root}: no run has finished, so there is nothing to report; run the comparison again")
     check_conditions(runs)
 
-    done = {key for key, run in runs.items() if run.get("status", "complete") == "complete"}
+    done = {key for key, run in runs.items() if run.is_complete}
     done |= {(schema.REFERENCE, seed) for seed in seeds}
     history = folder.frames("history.csv", schema.HISTORY_COLUMNS)
     return Comparison(
@@ -143,11 +142,11 @@ def _selftest(folder: results.ResultsFolder) -> Mapping[str, Any] | None:
     path = folder.selftest_path
     if not path.is_file():
         return None
-    found = folder.read_json(path)
-    rows = found.get("controls")
+    selftest = folder.read_json(path)
+    rows = selftest.get("controls")
     if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) >= SELFTEST_FIELDS for row in rows):
         raise UsageError(f"{path} is damaged: no list of controls; run prefopt selftest --out {folder.root} again")
-    return found
+    return selftest
 
 
 class Scores:

@@ -190,7 +190,7 @@ def text_quality(comparison: Comparison, cells: Cells, names: Sequence[str]) -> 
         own = comparison.scores[comparison.scores["variant"] == name]
         if not len(own):
             continue
-        runs = [run.get("diversity", {}) for run in comparison.finished_runs(name)]
+        runs = [run.diversity or {} for run in comparison.finished_runs(name)]
         rows.append(
             {
                 "variant": name,
@@ -209,7 +209,7 @@ def cost(comparison: Comparison, names: Sequence[str]) -> list[dict[str, Any]]:
     """Mean cost over complete seeds; the peak memory is the largest."""
     rows = []
     for name in names:
-        runs = [run.get("cost", {}) for run in comparison.finished_runs(name)]
+        runs = [run.cost for run in comparison.finished_runs(name)]
         if not any(runs):
             continue
         row: dict[str, Any] = {"variant": name, **{key: _mean([run.get(key) for run in runs]) for key in COSTS}}

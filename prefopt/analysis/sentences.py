@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from prefopt.storage.records import RunRecord
+
 Row = Mapping[str, Any]
 MOST_NAMED = 6
 LONGEST_REASON = 160
@@ -44,10 +46,10 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def run_outcome(status: str, run: Row) -> str:
+def run_outcome(status: str, run: RunRecord | None) -> str:
     """What became of one run: ``complete``, ``missing``, ``diverged at step 37``, ``failed: out of memory``."""
-    at = f" at step {run['diverged_at']}" if run.get("diverged_at") is not None else ""
-    reason = " ".join(str(run.get("reason") or "").split())
+    at = f" at step {run.diverged_at}" if run is not None and run.diverged_at is not None else ""
+    reason = " ".join(run.reason.split()) if run is not None else ""
     cut = reason if len(reason) <= LONGEST_REASON else reason[:LONGEST_REASON] + " …"
     return f"{status}{at}" + (f": {cut}" if cut and status != "complete" else "")
 

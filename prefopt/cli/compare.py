@@ -29,6 +29,7 @@ from prefopt.storage.schema import REFERENCE
 
 if TYPE_CHECKING:
     from prefopt.config.schema import Config
+    from prefopt.storage.records import RunRecord
     from prefopt.storage.results import ResultsFolder
 
 
@@ -92,7 +93,7 @@ def _show_plan(config: Config, console: Console, as_json: bool) -> None:
 
 def _run(
     config: Config, results: Path, plugins: Sequence[str], console: Console, *, wait: bool, hang_after_s: float | None
-) -> tuple[ResultsFolder, dict[tuple[str, int], dict[str, Any]]]:
+) -> tuple[ResultsFolder, dict[tuple[str, int], RunRecord]]:
     """Run the comparison, in a process of its own unless ``hang_after_s`` is None; its folder, and what is missing."""
     from prefopt.runtime import interrupts
     from prefopt.storage import locks
@@ -108,7 +109,7 @@ def _run(
 
             folder = Supervisor(config, results, words, plugins, console, lock, hang_after_s).run()
         runs = folder.runs()
-        unfinished = {key: run for key, run in runs.items() if run.get("status", "complete") != "complete"}
+        unfinished = {key: run for key, run in runs.items() if not run.is_complete}
         if any(variant != REFERENCE for variant, _ in runs.keys() - unfinished.keys()):
             from prefopt.report import build
 
@@ -119,7 +120,7 @@ def _run(
 
 def _conclude(
     folder: ResultsFolder,
-    unfinished: Mapping[tuple[str, int], Mapping[str, Any]],
+    unfinished: Mapping[tuple[str, int], RunRecord],
     asserted: Sequence[Any],
     *,
     quiet: bool,
@@ -137,12 +138,12 @@ def _conclude(
         raise IncompleteError(_unfinished(unfinished))
 
 
-def _unfinished(runs: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
+def _unfinished(runs: Mapping[tuple[str, int], RunRecord]) -> str:
     """Every run without a result, with what became of it."""
     shown = []
     for (variant, seed), run in sorted(runs.items()):
-        diverged = run["diverged_at"] is not None
-        became = f"diverged at step {run['diverged_at']}" if diverged else f"failed: {run.get('reason', '')}"
+        diverged = run.diverged_at is not None
+        became = f"diverged at step {run.diverged_at}" if diverged else f"failed: {run.reason}"
         shown.append(f"{variant} seed {seed} {became}")
-    again = "; the same command tries failed runs again" if any(r["diverged_at"] is None for r in runs.values()) else ""
+    again = "; the same command tries failed runs again" if any(r.diverged_at is None for r in runs.values()) else ""
     return f"{', '.join(shown)}; the report marks them, and the others are not affected{again}"

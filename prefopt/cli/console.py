@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
@@ -75,6 +75,9 @@ class Console:
             self._emit({"message": text})
         elif self.style != "quiet":
             self.rich.print(visible(text), markup=False)
+
+    def at(self, seed: int, variants: Sequence[str], step: int) -> None:
+        """Not shown: the title of a stage says it."""
 
     def _show(self, text: str, done: int, total: int, values: Mapping[str, Mapping[str, float]]) -> None:
         changed, self.text = text != self.text, text

@@ -10,55 +10,70 @@ from typing import Any
 import prefopt
 from prefopt.comparison import provenance
 from prefopt.config.schema import Config, Variant
+from prefopt.model.base import Base
 from prefopt.prepare.materials import Materials
 from prefopt.runtime.device import device_facts
+from prefopt.storage.records import Manifest
 from prefopt.storage.redact import portable
 from prefopt.storage.schema import SCHEMA
 from prefopt.train.autosize import Fit
 
 
-def manifest(config: Config, materials: Materials, chosen: Fit, command: Sequence[str]) -> dict[str, Any]:
-    """What the comparison was made of."""
-    base, evaluation = materials.base, config.evaluation
-    model = base.model
-    device = device_facts(base.device)
+def describe(
+    config: Config, materials: Materials, step: Fit, command: Sequence[str], determinism: dict[str, str]
+) -> Manifest:
+    """What a comparison that begins now is made of.
+
+    Args:
+        config: The comparison.
+        materials: What all runs share.
+        step: How an optimizer step was fitted to the machine.
+        command: The command line.
+        determinism: What training a few steps twice has shown.
+    """
+    base = materials.base
+    return Manifest(
+        schema=SCHEMA,
+        name=config.name,
+        prefopt_version=prefopt.__version__,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        command=tuple(portable(word) for word in command),
+        commit=provenance.commit(),
+        config=config.model_dump(mode="json"),
+        seeds=tuple(config.seeds),
+        variants=tuple(_variant_facts(config, variant) for variant in config.variants),
+        model={"name": portable(config.model.name), **_model_facts(base)},
+        reference={"sft_steps": config.sft_steps, "hash": base.hash},
+        task=materials.task_facts,
+        data=_data_facts(config, materials),
+        step=dataclasses.asdict(step),
+        hashes={**provenance.material_hashes(materials), "code": provenance.code_hash()},
+        packages=provenance.packages(),
+        device=device_facts(base.device),
+        code_files=provenance.code_files(),
+        data_files=provenance.data_files(config),
+        determinism=determinism,
+    )
+
+
+def _model_facts(base: Base) -> dict[str, Any]:
     return {
-        "schema": SCHEMA,
-        "name": config.name,
-        "prefopt_version": prefopt.__version__,
-        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": [portable(word) for word in command],
-        "commit": provenance.commit(),
-        "config": config.model_dump(mode="json"),
-        "seeds": list(config.seeds),
-        "variants": [_variant_facts(config, variant) for variant in config.variants],
-        "model": {
-            "name": portable(config.model.name),
-            "revision": base.revision,
-            "hash": base.hash,
-            "dtype": str(base.dtype).removeprefix("torch."),
-            "parameters": sum(p.numel() for p in model.parameters() if p.device.type != "meta"),
-            "packed": base.packed,
-            "why_plain": base.why_plain,
-        },
-        "reference": {"sft_steps": config.sft_steps, "hash": base.hash},
-        "task": materials.task_facts,
-        "data": {
-            "train_pairs": len(materials.train.pairs),
-            "heldout_pairs": len(materials.heldout.pairs),
-            "evaluation_prompts": len(materials.prompts.ids),
-            "samples_per_prompt": evaluation.samples,
-            **materials.facts,
-        },
-        "step": dataclasses.asdict(chosen),
-        "hashes": {
-            "data": materials.data_hash,
-            "reference_train": materials.train.reference.hash,
-            "reference_heldout": materials.heldout.reference.hash,
-            "code": provenance.code_hash(),
-        },
-        "packages": provenance.packages(),
-        "device": device,
+        "revision": base.revision,
+        "hash": base.hash,
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "parameters": sum(p.numel() for p in base.model.parameters() if p.device.type != "meta"),
+        "packed": base.packed,
+        "why_plain": base.why_plain,
+    }
+
+
+def _data_facts(config: Config, materials: Materials) -> dict[str, Any]:
+    return {
+        "train_pairs": len(materials.train.pairs),
+        "heldout_pairs": len(materials.heldout.pairs),
+        "evaluation_prompts": len(materials.prompts.ids),
+        "samples_per_prompt": config.evaluation.samples,
+        **materials.facts,
     }
 
 

@@ -13,41 +13,41 @@ from typing import Any
 
 import torch
 
-from prefopt.comparison import provenance
+import prefopt
 from prefopt.config.schema import Config, Variant
 from prefopt.contract.plugin_files import code_of
+from prefopt.data.order import pair_order
 from prefopt.prepare.materials import Materials
 from prefopt.runtime.device import device_facts
+from prefopt.storage.conditions import Conditions
 from prefopt.storage.hashing import digest, sha256_file
 
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scikit-learn", "safetensors", "bitsandbytes")
-# What runs after training, on files alone, and cannot change a run.
-_READERS = {
-    "__main__.py", "catalogue.py", "claims.py", "cli.py", "commands.py", "console.py", "doctor.py", "examples.py",
-    "judges", "judging.py", "locks.py", "places.py", "plan.py", "power.py", "report", "selftest", "stats",
-    "stopping.py", "supervise.py", "testing.py", "testing_fields.py", "trl_peer.py", "worker.py",
-}  # fmt: skip
-_NOT_ONLY_READERS = {"stats/texts.py"}  # describes a run's samples when they are drawn
+ROOT = Path(prefopt.__file__).resolve().parent
+# Rooms that start a run, check a loss before it, or read files after it: they cannot change what a run computes.
+READERS = ("__main__.py", "analysis", "cli", "judges", "launch", "report", "selftest", "stats", "testing")
 
 
 def packages() -> dict[str, str]:
     """Versions of what a run depends on, and of Python."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
+            versions[name] = "absent"
+    return versions
 
 
 @functools.cache
 def code_files() -> dict[str, str]:
     """Hashes of this package's sources that decide what a run computes, by path inside the package; read once."""
-    root = Path(__file__).parent
-    paths = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*.py"))}
-    kept = [name for name in paths if name.split("/")[0] not in _READERS or name in _NOT_ONLY_READERS]
-    return {name: hashlib.sha256(paths[name].read_bytes()).hexdigest()[:16] for name in kept}
+    paths = {path.relative_to(ROOT): path for path in sorted(ROOT.rglob("*.py"))}
+    return {
+        name.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for name, path in paths.items()
+        if name.parts[0] not in READERS
+    }
 
 
 def code_hash() -> str:
@@ -57,7 +57,7 @@ def code_hash() -> str:
 
 def commit() -> str:
     """The checkout's commit, with ``+changes`` where the work tree differs, or an empty string outside one."""
-    root = Path(__file__).resolve().parent.parent
+    root = ROOT.parent
     if not (root / ".git").exists():
         return ""
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
@@ -71,20 +71,28 @@ def commit() -> str:
     return head + ("+changes" if head and git("status", "--porcelain", "--", "prefopt") else "")
 
 
-def conditions(
-    *, data: str, pair_order: str, initial_adapter: str, reference: str, evaluation: str, device: torch.device
-) -> dict[str, str]:
-    """What must be equal for every variant of one seed, as hashes."""
-    return {
-        "data": data,
-        "pair_order": pair_order,
-        "initial_adapter": initial_adapter,
-        "reference": reference,
-        "evaluation": evaluation,
-        "code": code_hash(),
-        "packages": digest(packages()),
-        "device": digest(device_facts(device)),
-    }
+def conditions(config: Config, materials: Materials, *, seed: int, initial_adapter: str) -> Conditions:
+    """What must be equal for every variant of one seed.
+
+    Args:
+        config: The comparison.
+        materials: What all runs share.
+        seed: Decides the order of the pairs.
+        initial_adapter: The hash of the adapter before the first step.
+    """
+    train, base = config.train, materials.base
+    order = pair_order(len(materials.train.pairs), seed=seed, steps=train.steps, pairs_per_step=train.pairs_per_step)
+    sampling = config.evaluation.model_dump(mode="json", exclude={"delta"})
+    return Conditions(
+        data=materials.data_hash,
+        pair_order=digest(order.tolist()),
+        initial_adapter=initial_adapter,
+        reference=digest([base.hash, materials.train.reference.hash, materials.heldout.reference.hash]),
+        evaluation=digest([materials.prompts.ids, sampling]),
+        code=code_hash(),
+        packages=digest(packages()),
+        device=digest(device_facts(base.device)),
+    )
 
 
 # What may differ between two invocations: names, what is added, and what changes no run.
@@ -106,8 +114,8 @@ def run_key(config: Config, variant: Variant, device: torch.device) -> dict[str,
         "loss": variant.build().spec(),
         "loss_code": loss_code(variant),
         "learning_rate": config.learning_rate(variant),
-        "code": provenance.code_hash(),
-        "packages": digest(provenance.packages()),
+        "code": code_hash(),
+        "packages": digest(packages()),
         "device": digest(device_facts(device)),
     }
 
@@ -124,11 +132,10 @@ def loss_code(variant: Variant) -> str:
     return digest(parts) if parts else ""
 
 
-def facts(config: Config) -> dict[str, Any]:
-    """For the manifest: hashes of the code and of the user's files, one by one, so that a change can be named."""
+def data_files(config: Config) -> dict[str, str]:
+    """Hashes of the user's files, one by one, so that a change can be named."""
     files = {field: getattr(config.data, field) for field in ("source", "heldout")}
-    local = {field: sha256_file(Path(path)) for field, path in files.items() if path and Path(path).is_file()}
-    return {"code_files": provenance.code_files(), "data_files": local}
+    return {field: sha256_file(Path(path)) for field, path in files.items() if path and Path(path).is_file()}
 
 
 def material_hashes(materials: Materials) -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,8 +15,10 @@ from prefopt.model.adapters import AdapterBank
 from prefopt.runtime import memory
 from prefopt.runtime.progress import Progress
 from prefopt.storage import durable
+from prefopt.storage.conditions import Conditions
 from prefopt.storage.formats import write_frame, write_json
 from prefopt.storage.hashing import file_hashes, seal
+from prefopt.storage.records import RunRecord
 from prefopt.storage.results import ResultsFolder
 from prefopt.storage.schema import HISTORY_COLUMNS, REFERENCE
 from prefopt.train.state import Run
@@ -29,55 +33,80 @@ class Origin:
     variant: str
     seed: int
     key: dict[str, Any]
-    conditions: dict[str, str]
+    conditions: Conditions
 
-    def record(self, **facts: Any) -> dict[str, Any]:
-        """The content of ``run.json``."""
-        whole = {"variant": self.variant, "seed": self.seed, "key": self.key, "conditions": self.conditions}
-        return seal({**whole, "diverged_at": None, "reason": "", "files": {}, **facts})
+    def record(self, **facts: Any) -> RunRecord:
+        """The record of this run; facts as there."""
+        return RunRecord(variant=self.variant, seed=self.seed, key=self.key, conditions=self.conditions, **facts)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What evaluating one policy gave.
+
+    Attributes:
+        samples: Its samples and their scores.
+        pairs: Its held-out pairs; None for the reference.
+        cost: Seconds of sampling and of evaluating.
+    """
+
+    samples: PolicySamples
+    pairs: pd.DataFrame | None
+    cost: dict[str, float]
+
+
+def write_reference(folder: ResultsFolder, origin: Origin, evaluation: Evaluation) -> None:
+    """Write what the reference policy's evaluation gave."""
+    path = folder.run(origin.variant, origin.seed)
+    files = _write_evaluation(path, evaluation)
+    _finish(folder, origin.record(diversity=evaluation.samples.diversity), files, evaluation.cost)
 
 
 def write_run(
-    folder: ResultsFolder,
-    origin: Origin,
-    *,
-    scored: PolicySamples | None,
-    cost: dict[str, float],
-    run: Run | None = None,
-    pairs: pd.DataFrame | None = None,
-    bank: AdapterBank | None = None,
+    folder: ResultsFolder, origin: Origin, run: Run, bank: AdapterBank, evaluation: Evaluation | None
 ) -> None:
-    """Write one run's files, ``run.json`` last, then drop its checkpoints.
+    """Write one trained run's files, its record last, then drop its checkpoints.
 
     Args:
         folder: The results folder.
         origin: Whose result it is.
-        scored: Its samples; None for a run that diverged.
-        cost: Seconds of sampling and evaluating.
-        run: The trained run; None for the reference.
-        pairs: Its held-out pairs; None for the reference and for a run that diverged.
+        run: The trained run.
         bank: Where its adapter is.
+        evaluation: What its evaluation gave; None for a run that diverged.
     """
     path = folder.run(origin.variant, origin.seed)
-    files = []
-    if scored is not None:
-        write_frame(path / "scores.parquet", scored.scores)
-        write_frame(path / "samples.parquet", scored.texts)
-        files += ["scores.parquet", "samples.parquet"]
-    if pairs is not None:
-        write_frame(path / "pairs.parquet", pairs)
-        files += ["pairs.parquet"]
-    facts: dict[str, Any] = {"status": "complete", "diversity": scored.diversity if scored is not None else {}}
-    if run is not None and bank is not None:
-        write_frame(path / "history.csv", pd.DataFrame(run.history).reindex(columns=list(HISTORY_COLUMNS)))
-        bank.save(run.slot, path / "adapter")
-        files += ["history.csv", "adapter"]
-        cost = {**cost, **_training_cost(run, bank)}
-        facts |= {"loss": run.loss.spec(), "learning_rate": run.learning_rate, "steps": run.step, "reason": run.reason}
-        facts |= {"diverged_at": run.diverged_at, "status": "complete" if run.diverged_at is None else "diverged"}
+    files = _write_evaluation(path, evaluation) if evaluation is not None else []
+    write_frame(path / "history.csv", pd.DataFrame(run.history).reindex(columns=list(HISTORY_COLUMNS)))
+    bank.save(run.slot, path / "adapter")
+    record = origin.record(
+        status="complete" if run.diverged_at is None else "diverged",
+        diverged_at=run.diverged_at,
+        reason=run.reason,
+        loss=run.loss.spec(),
+        learning_rate=run.learning_rate,
+        steps=run.step,
+        diversity=evaluation.samples.diversity if evaluation is not None else {},
+    )
+    cost = {**(evaluation.cost if evaluation is not None else {}), **_training_cost(run, bank)}
+    _finish(folder, record, [*files, "history.csv", "adapter"], cost)
+
+
+def _write_evaluation(path: Path, evaluation: Evaluation) -> list[str]:
+    """Write an evaluation's tables; their names."""
+    tables = {"scores.parquet": evaluation.samples.scores, "samples.parquet": evaluation.samples.texts}
+    if evaluation.pairs is not None:
+        tables["pairs.parquet"] = evaluation.pairs
+    for name, frame in tables.items():
+        write_frame(path / name, frame)
+    return list(tables)
+
+
+def _finish(folder: ResultsFolder, record: RunRecord, files: Sequence[str], cost: Mapping[str, float]) -> None:
+    """Write what a run has cost and, last, its record; then drop its checkpoints."""
+    path = folder.run(record.variant, record.seed)
     write_json(path / "cost.json", seal(cost))
-    write_json(path / "run.json", origin.record(**facts, files=dict(file_hashes(path, files))))
-    drop_checkpoints(folder, origin.variant, origin.seed)
+    folder.write_record(replace(record, files=dict(file_hashes(path, files))))
+    drop_checkpoints(folder, record.variant, record.seed)
 
 
 def _training_cost(run: Run, bank: AdapterBank) -> dict[str, float]:
@@ -101,25 +130,25 @@ def drop_checkpoints(folder: ResultsFolder, variant: str, seed: int) -> None:
 
 def set_aside(folder: ResultsFolder, variant: str, seed: int, damage: str, progress: Progress) -> None:
     """Rename a finished run whose files are damaged, so that it is made anew; verdicts on it go first."""
-    judged = folder.judgements(lacking=True)
-    theirs = ((judged["variant"] == variant) | (judged["opponent"] == variant)) & (judged["seed"] == seed)
-    if theirs.any():
-        folder.write_frame("judgements.parquet", judged[~theirs].reset_index(drop=True))
+    judgements = folder.judgements(may_be_missing=True)
+    of_run = ((judgements["variant"] == variant) | (judgements["opponent"] == variant)) & (judgements["seed"] == seed)
+    if of_run.any():
+        folder.write_frame("judgements.parquet", judgements[~of_run].reset_index(drop=True))
     aside = durable.set_aside(folder.run(variant, seed))
     progress.say(f"run set aside as {aside}, and made again: {damage}")
 
 
 def judge(folder: ResultsFolder) -> None:
-    """Write the gold reward's judgements of every run that is there, beside those of other judges."""
+    """Write the gold reward's judgements of every complete run, beside those of other judges."""
     manifest = folder.manifest()
-    before = folder.judgements(lacking=True)
+    before = folder.judgements(may_be_missing=True)
     kept = before[before["judge"] != "oracle"]
     parts = [kept] if len(kept) else []
-    if manifest["task"].get("reward"):
-        done = [key for key, run in folder.runs().items() if run.get("status", "complete") == "complete"]
-        planned = [str(entry["variant"]) for entry in manifest["variants"]]
-        names = list(dict.fromkeys([*planned, *sorted({name for name, _ in done if name != REFERENCE})]))
-        paths = {key: folder.run(*key) / "scores.parquet" for key in done}
+    if manifest.task.get("reward"):
+        complete = [key for key, run in folder.runs().items() if run.is_complete]
+        others = sorted({name for name, _ in complete if name != REFERENCE})
+        names = list(dict.fromkeys([*manifest.variant_names, *others]))
+        paths = {key: folder.run(*key) / "scores.parquet" for key in complete}
         parts.append(oracle_judgements({key: pd.read_parquet(path) for key, path in paths.items()}, names))
     if parts:
         folder.write_frame("judgements.parquet", pd.concat(parts, ignore_index=True))

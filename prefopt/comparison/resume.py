@@ -1,4 +1,4 @@
-"""What a results folder was made from, what of it is missing, and the refusal to go on with anything else."""
+"""Going on with a results folder: mend it, ask what is missing, and refuse it if it holds another experiment."""
 
 from __future__ import annotations
 
@@ -7,41 +7,46 @@ from typing import Any
 
 import torch
 
-from prefopt.comparison import provenance, record, resume
-from prefopt.comparison.provenance import facts, material_hashes, settings
+from prefopt.comparison import provenance, record
 from prefopt.config.schema import Config, Variant
 from prefopt.errors import UsageError
 from prefopt.prepare.materials import Materials
 from prefopt.runtime.device import device_facts
 from prefopt.runtime.progress import Progress
 from prefopt.storage import durable
+from prefopt.storage.records import Manifest
 from prefopt.storage.redact import portable
 from prefopt.storage.results import ResultsFolder
 from prefopt.storage.schema import LOCK, REFERENCE
 
 
-def missing(
-    folder: ResultsFolder, config: Config, device: torch.device, progress: Progress
-) -> list[tuple[Variant | None, int]]:
-    """What is not in the folder yet, None for the reference; damaged runs are set aside, leftovers removed.
+def mend(folder: ResultsFolder, config: Config, device: torch.device, progress: Progress) -> None:
+    """Make every run of the comparison that is there a whole one or a missing one.
+
+    Runs with damaged files are set aside, and checkpoints that a killed process left in finished runs are removed.
 
     Raises:
-        UsageError: If a run of that name is there and is not this one.
+        UsageError: If a finished run of that name is there and is not this comparison's.
     """
-    found: list[tuple[Variant | None, int]] = []
-    for seed in config.seeds:
-        for variant in (*config.variants, None):
-            name = variant.name if variant else REFERENCE
+    for variant in (*config.variants, None):
+        name = variant.name if variant else REFERENCE
+        key = provenance.run_key(config, variant, device) if variant else provenance.reference_key(config, device)
+        for seed in config.seeds:
             if (damage := folder.damage(name, seed)) is not None:
                 record.set_aside(folder, name, seed, damage, progress)
-            run = folder.finished(name, seed)
-            if run is None:
-                found.append((variant, seed))
-                continue
-            key = provenance.run_key(config, variant, device) if variant else provenance.reference_key(config, device)
-            resume.require_same_run(folder, name, seed, run.get("key", {}), key)
-            record.drop_checkpoints(folder, name, seed)
-    return found
+            elif (run := folder.finished(name, seed)) is not None:
+                _require_same_run(folder, name, seed, run.key, key)
+                record.drop_checkpoints(folder, name, seed)
+
+
+def missing(folder: ResultsFolder, config: Config, seed: int) -> list[Variant | None]:
+    """The variants of one seed that have not finished; None stands for the reference."""
+    return [v for v in (*config.variants, None) if folder.finished(v.name if v else REFERENCE, seed) is None]
+
+
+def manifest_before(folder: ResultsFolder) -> Manifest | None:
+    """What the folder was made of, or None where nothing was made yet."""
+    return folder.manifest() if folder.manifest_path.is_file() else None
 
 
 _ABSENT = "-"
@@ -55,22 +60,22 @@ def refuse_other(folder: ResultsFolder, config: Config, device: torch.device) ->
     Raises:
         UsageError: Naming the first thing that differs, with both values.
     """
-    if not folder.manifest_path.is_file():
+    before = manifest_before(folder)
+    if before is None:
         foreign = [path for path in folder.root.glob("*") if not durable.is_temporary(path) and path.name != LOCK]
         if foreign:
             raise UsageError(f"{folder.root} holds files that prefopt did not write; choose another --name")
         return
-    before = folder.manifest()
-    now = settings(config)
-    old = {section: before.get("config", {}).get(section, {}) for section in now}
-    for section, values in now.items():
-        _require_same(folder, section, {key: old[section].get(key, value) for key, value in values.items()}, values)
-    _require_same(folder, "packages", before.get("packages", {}), provenance.packages())
-    _require_same(folder, "device", before.get("device", {}), device_facts(device))
-    now = facts(config)
-    _require_same(folder, "data file", before.get("data_files", now["data_files"]), now["data_files"])
-    _require_same(folder, "code", before.get("code_files", {}), now["code_files"] if "code_files" in before else {})
-    _require_same(folder, "hashes", {"code": before.get("hashes", {}).get("code")}, {"code": provenance.code_hash()})
+    for section, values in provenance.settings(config).items():
+        old = before.config.get(section, {})
+        _require_same(folder, section, {key: old.get(key, value) for key, value in values.items()}, values)
+    _require_same(folder, "packages", before.packages, provenance.packages())
+    _require_same(folder, "device", before.device, device_facts(device))
+    if before.data_files is not None:
+        _require_same(folder, "data file", before.data_files, provenance.data_files(config))
+    if before.code_files is not None:
+        _require_same(folder, "code", before.code_files, provenance.code_files())
+    _require_same(folder, "hashes", {"code": before.hashes.get("code")}, {"code": provenance.code_hash()})
 
 
 def refuse_other_materials(folder: ResultsFolder, materials: Materials) -> None:
@@ -79,16 +84,16 @@ def refuse_other_materials(folder: ResultsFolder, materials: Materials) -> None:
     Raises:
         UsageError: Naming what differs, with both values.
     """
-    if not folder.manifest_path.is_file():
+    before = manifest_before(folder)
+    if before is None:
         return
-    before = folder.manifest()
-    _require_same(folder, "model", {"hash": before["model"]["hash"]}, {"hash": materials.base.hash})
-    old, now = before["hashes"], material_hashes(materials)
-    _require_same(folder, "hashes", {key: old.get(key, value) for key, value in now.items()}, now)
+    _require_same(folder, "model", {"hash": before.model.get("hash")}, {"hash": materials.base.hash})
+    now = provenance.material_hashes(materials)
+    _require_same(folder, "hashes", {key: before.hashes.get(key, value) for key, value in now.items()}, now)
 
 
-def require_same_run(
-    folder: ResultsFolder, name: str, seed: int, stored: Mapping[str, Any], key: dict[str, Any]
+def _require_same_run(
+    folder: ResultsFolder, name: str, seed: int, stored: Mapping[str, Any], key: Mapping[str, Any]
 ) -> None:
     """Refuse to take a finished run for one that it is not.
 

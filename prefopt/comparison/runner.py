@@ -1,4 +1,4 @@
-"""Variants x seeds: prepare once, train what is missing, evaluate, write; refuse unequal conditions.
+"""Variants x seeds: prepare once, train the runs that are missing, evaluate, write; refuse unequal conditions.
 
 Whatever ends the process, the same call goes on where it stopped: finished runs are taken as they are, a run under way
 continues from its newest checkpoint, and the outcome is that of a call that was never interrupted.
@@ -7,22 +7,22 @@ continues from its newest checkpoint, and the outcome is that of a call that was
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import torch
 
-from prefopt.comparison import provenance, record, resume
-from prefopt.comparison.manifest import manifest
-from prefopt.comparison.resume import missing
-from prefopt.comparison.seed_group import SeedGroup, Watch
+from prefopt.comparison import record, resume
+from prefopt.comparison.manifest import describe
+from prefopt.comparison.seed_group import SeedGroup
 from prefopt.config.schema import Config
 from prefopt.errors import DataError
 from prefopt.prepare.materials import Materials, prepare
 from prefopt.runtime.device import pick_device
 from prefopt.runtime.progress import Progress
 from prefopt.storage import locks
-from prefopt.storage.formats import write_json
-from prefopt.storage.hashing import seal
+from prefopt.storage.records import Manifest
 from prefopt.storage.results import ResultsFolder
 from prefopt.storage.schema import PROMPT_COLUMNS
 from prefopt.testing import check_loss
@@ -39,13 +39,13 @@ def compare(
     progress: Progress,
     wait: bool = False,
 ) -> ResultsFolder:
-    """Run a comparison, or what of it is missing.
+    """Run a comparison; runs that have finished before are taken as they are.
 
     Args:
         config: What to compare.
         results: The folder of all comparisons.
         command: The command line, for the manifest.
-        progress: Told what is going on.
+        progress: Hears what is going on.
         wait: Wait for another process that uses the folder, rather than raise.
 
     Returns:
@@ -64,7 +64,6 @@ def work(
     results: Path,
     command: Sequence[str],
     progress: Progress,
-    watch: Watch = lambda seed, variants, step: None,
     skip: Collection[tuple[str, int]] = (),
     alone: Collection[int] = (),
 ) -> ResultsFolder:
@@ -74,52 +73,52 @@ def work(
         config: What to compare.
         results: The folder of all comparisons.
         command: The command line, for the manifest.
-        progress: Told what is going on.
-        watch: Told which seed, variants and step are under way.
+        progress: Hears what is going on.
         skip: Runs to leave out this time.
         alone: Seeds whose runs are trained one after the other.
     """
     folder = ResultsFolder(results / config.name)
-    for variant in config.variants:
-        check_loss(variant.build(), documented=False)
-    device = pick_device(config.device)
-    determinism.settle(device)
+    device = _settle(config)
     resume.refuse_other(folder, config, device)
-    if not missing(folder, config, device, progress):
-        record.judge(folder)
+    resume.mend(folder, config, device, progress)
+    if any(resume.missing(folder, config, seed) for seed in config.seeds):
+        materials = prepare(config, device, progress)
+        _refuse_unfit(folder, config, materials)
+        step = _describe(folder, config, materials, command, progress)
+        group = SeedGroup(config, step.apply(config.train), materials, folder, progress)
+        for number, seed in enumerate(config.seeds):
+            group.run_seed(seed, f"seed {seed} ({number + 1} of {len(config.seeds)})", skip, alone=seed in alone)
+    else:
         n = len(config.seeds) * len(config.variants)
         progress.say(f"all {n} runs are already in {folder.root}; nothing to train")
-        return folder
-    materials = prepare(config, device, progress)
-    _require_scores(config, materials)
-    resume.refuse_other_materials(folder, materials)
-    locks.require_room(folder.root, _bytes_needed(config, materials))
-    chosen = _step(folder, config, materials, progress)
-    before = folder.manifest() if folder.manifest_path.is_file() else {}
-    progress.stage("training a few steps twice, to see whether they repeat", 0, 1)
-    again = before.get("determinism") or determinism.probe(
-        materials.base, materials.bank, materials.train, materials.heldout, chosen.apply(config.train)
-    )
-    whole = {**manifest(config, materials, chosen, command), **provenance.facts(config), "determinism": again}
-    write_json(folder.manifest_path, seal({**whole, "created": before.get("created", whole["created"])}))
-    texts = materials.prompts.texts
-    frame = pd.DataFrame({"prompt_id": range(len(texts)), "prompt": texts})[list(PROMPT_COLUMNS)]
-    folder.write_frame("prompts.parquet", frame)
-    group = SeedGroup(config, chosen.apply(config.train), materials, folder, progress, watch)
-    for number, seed in enumerate(config.seeds):
-        group.run_seed(seed, f"seed {seed} ({number + 1} of {len(config.seeds)})", set(skip), alone=seed in alone)
     record.judge(folder)
     return folder
 
 
+def _settle(config: Config) -> torch.device:
+    """Check the losses, and make this process compute the same every time; the device to compute on."""
+    for variant in config.variants:
+        check_loss(variant.build(), documented=False)
+    device = pick_device(config.device)
+    determinism.settle(device)
+    return device
+
+
+def _refuse_unfit(folder: ResultsFolder, config: Config, materials: Materials) -> None:
+    """Refuse what only the loaded model and pairs can show, before anything is written."""
+    _require_scores(config, materials)
+    resume.refuse_other_materials(folder, materials)
+    locks.require_room(folder.root, _bytes_needed(config, materials))
+
+
 def _require_scores(config: Config, materials: Materials) -> None:
     """Refuse losses that read a preference strength which the pairs do not have."""
-    asking = [variant.name for variant in config.variants if variant.build().needs_scores]
+    reading = [variant.name for variant in config.variants if variant.build().needs_scores]
     pairs = (*materials.train.pairs, *materials.heldout.pairs)
     without = sum(pair.chosen_score is None or pair.rejected_score is None for pair in pairs)
-    if asking and without:
+    if reading and without:
         raise DataError(
-            f"error[DATA033] {config.data.source or 'pairs'}: {', '.join(asking)} reads chosen_score and "
+            f"error[DATA033] {config.data.source or 'pairs'}: {', '.join(reading)} reads chosen_score and "
             f"rejected_score, which {without} of {len(pairs)} rows lack. Fix: add the two columns, or drop the "
             "variant. Nothing was written."
         )
@@ -128,17 +127,42 @@ def _require_scores(config: Config, materials: Materials) -> None:
 def _bytes_needed(config: Config, materials: Materials) -> int:
     """Two checkpoints of each run under way and one being written, an adapter of each run, and the samples."""
     adapter = 4 * int(materials.bank.params.shape[1])
-    asked, seeds, variants = config.evaluation, len(config.seeds), len(config.variants)
-    samples = len(materials.prompts.ids) * asked.samples * (8 * asked.max_new_tokens + 100)
+    evaluation, seeds, variants = config.evaluation, len(config.seeds), len(config.variants)
+    samples = len(materials.prompts.ids) * evaluation.samples * (8 * evaluation.max_new_tokens + 100)
     return 3 * (3 * adapter) * variants + adapter * variants * seeds + samples * (variants + 1) * seeds
 
 
-def _step(folder: ResultsFolder, config: Config, materials: Materials, progress: Progress) -> Fit:
+def _describe(
+    folder: ResultsFolder, config: Config, materials: Materials, command: Sequence[str], progress: Progress
+) -> Fit:
+    """Write the manifest and the prompts; how a step fits the machine.
+
+    What was measured when the folder was made is not measured again.
+    """
+    before = resume.manifest_before(folder)
+    step = _step(before, config, materials, progress)
+    progress.stage("training a few steps twice, to see whether they repeat", 0, 1)
+    repeats = before.determinism if before is not None else None
+    if not isinstance(repeats, dict):
+        repeats = determinism.probe(
+            materials.base, materials.bank, materials.train, materials.heldout, step.apply(config.train)
+        )
+    manifest = describe(config, materials, step, command, repeats)
+    folder.write_manifest(
+        replace(manifest, created=before.created) if before is not None and before.created else manifest
+    )
+    texts = materials.prompts.texts
+    frame = pd.DataFrame({"prompt_id": range(len(texts)), "prompt": texts})[list(PROMPT_COLUMNS)]
+    folder.write_frame("prompts.parquet", frame)
+    return step
+
+
+def _step(before: Manifest | None, config: Config, materials: Materials, progress: Progress) -> Fit:
     """How a step fits the machine: as it was chosen when the folder was made, else measured now."""
-    if folder.manifest_path.is_file() and (before := folder.manifest().get("step")):
-        chosen = Fit(**before)
-        set_checkpointing(materials.base, chosen.checkpointing)
-        return chosen
+    if before is not None and before.step:
+        step = Fit(**before.step)
+        set_checkpointing(materials.base, step.checkpointing)
+        return step
     progress.stage("fitting a step to the machine", 0, 1)
     materials.bank.params.zero_()
     trial = [Run(v.name, v.build(), config.learning_rate(v), slot) for slot, v in enumerate(config.variants)]

@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,7 @@ from prefopt.judges.contract import PairwiseJudge, PointwiseJudge, Shown, Verdic
 from prefopt.judges.imported import FileJudge
 from prefopt.judges.quality import estimate_tokens, folder_name, problems, unusable_shares
 from prefopt.judges.questions import CELL, Questions, questions, to_ask, write_questions
+from prefopt.runtime.progress import Progress
 from prefopt.storage.cache import cache_dir
 from prefopt.storage.formats import write_frame, write_json, write_text
 from prefopt.storage.hashing import seal
@@ -46,12 +47,6 @@ VERDICT_COLUMNS = (
     "cached",
     "identical",
 )
-
-
-class Progress(Protocol):
-    """Somebody who is told how far it is."""
-
-    def stage(self, text: str, done: int, total: int) -> None: ...  # noqa: D102
 
 
 def missing(judge: PairwiseJudge, wanted: Iterable[Shown], cache: Cache) -> list[Shown]:
@@ -255,7 +250,7 @@ def run(
     if questions_file is not None:
         write_text(questions_file, write_questions(asked))
         return {"questions": str(questions_file), "comparisons": len(asked.frame)}
-    task = str(folder.manifest().get("task", {}).get("name", "data"))
+    task = str(folder.manifest().task.get("name", "data"))
     judge = make_judge(
         spec,
         task=lambda: load_task(task, cache=cache_dir() / "tasks"),

@@ -52,8 +52,8 @@ def questions(folder: ResultsFolder, *, pairs: str = "reference", prompts: int |
     Raises:
         UsageError: If there is no text to judge.
     """
-    planned = [str(entry["variant"]) for entry in folder.manifest().get("variants", [])]
-    done = {key for key, run in folder.runs().items() if run.get("status", "complete") == "complete"}
+    planned = folder.manifest().variant_names
+    done = {key for key, run in folder.runs().items() if run.is_complete}
     samples = folder.frames("samples.parquet", SAMPLE_COLUMNS)
     if len(samples):
         samples = samples[[key in done for key in zip(samples["variant"], samples["seed"], strict=True)]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 
@@ -30,6 +30,6 @@ class Events:
         """A line that stays."""
         self.send("say", text)
 
-    def at(self, seed: int, variants: list[str], step: int) -> None:
+    def at(self, seed: int, variants: Sequence[str], step: int) -> None:
         """Which runs are under way."""
-        self.send("at", seed, variants, step)
+        self.send("at", seed, list(variants), step)

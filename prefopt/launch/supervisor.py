@@ -27,6 +27,7 @@ from prefopt.config.schema import Config
 from prefopt.errors import MachineError, PrefoptError
 from prefopt.runtime.interrupts import Stopped
 from prefopt.runtime.progress import Progress
+from prefopt.storage.records import RunRecord
 from prefopt.storage.results import ResultsFolder
 
 HANG_AFTER_S = 1800.0
@@ -108,7 +109,8 @@ class Supervisor:
         else:
             self.skip.update(runs)
             folder = ResultsFolder(self.results / self.config.name)
-            folder.write_failed(variants[0], seed, f"the working process {where}")
+            reason = f"the working process {where}"
+            folder.write_record(RunRecord(variant=variants[0], seed=seed, status="failed", reason=reason))
             self.progress.say(f"seed {seed}: {variants[0]} failed: the working process {where}; going on without it")
 
     def _one_worker(self) -> str:
@@ -173,6 +175,7 @@ class Supervisor:
         kind, *values = event
         if kind == "at":
             self.at = (values[0], values[1], values[2])
+            self.progress.at(*values)
         elif kind == "end":
             self.end = values
         elif kind == "say":

@@ -67,7 +67,6 @@ def _work(request: dict[str, Any], events: Events) -> None:
         results=Path(request["results"]),
         command=request["command"],
         progress=events,
-        watch=events.at,
         skip={(variant, seed) for variant, seed in request["skip"]},
         alone=set(request["alone"]),
     )

@@ -3,43 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from prefopt.errors import UnequalConditions
 
 
-def require_equal(seed: int, first: str, a: dict[str, str], second: str, b: dict[str, str]) -> None:
-    """Refuse two variants of one seed whose conditions differ.
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """Hashes of everything but the loss that a run's result depends on; None where an earlier version noted none.
 
-    Raises:
-        UnequalConditions: Naming the field and both values.
+    Attributes:
+        data: The tokens of the pairs.
+        pair_order: Which pairs each step trains on.
+        initial_adapter: The adapter before the first step.
+        reference: The reference model, and its log-probabilities of the pairs.
+        evaluation: The evaluation prompts and how they are sampled from.
+        code: The sources that can change a run.
+        packages: Versions of the packages.
+        device: The kind of machine.
     """
-    for name in sorted(a.keys() | b.keys()):
-        if a.get(name) != b.get(name):
-            raise UnequalConditions(
-                f"seed {seed}: variants {first!r} and {second!r} differ in {name} "
-                f"({a.get(name)} / {b.get(name)}); rerun both or drop one"
-            )
 
+    data: str | None = None
+    pair_order: str | None = None
+    initial_adapter: str | None = None
+    reference: str | None = None
+    evaluation: str | None = None
+    code: str | None = None
+    packages: str | None = None
+    device: str | None = None
 
-CONDITIONS = ("data", "pair_order", "initial_adapter", "reference", "evaluation", "code", "packages", "device")
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Conditions:
+        """From what ``as_dict`` gave; other fields are not compared, and left out."""
+        return cls(**{name: value.get(name) for name in NAMES})
 
+    def as_dict(self) -> dict[str, str]:
+        """The hashes by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
-def check_conditions(runs: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
-    """Refuse to compare variants that differ, at one seed, in anything but the loss.
+    def require_equal(self, other: Conditions, *, seed: int, own: str, others: str) -> None:
+        """Refuse another variant of the same seed whose conditions differ.
 
-    Raises:
-        UnequalConditions: Naming the seed, the two variants, the field and both values.
-    """
-    first: dict[int, tuple[str, Mapping[str, Any]]] = {}
-    for (variant, seed), run in sorted(runs.items()):
-        if run.get("status") == "failed":
-            continue  # it has no numbers to compare
-        conditions = run.get("conditions", {})
-        other, expected = first.setdefault(seed, (variant, conditions))
-        for field in CONDITIONS:
-            if conditions.get(field) != expected.get(field):
+        Args:
+            other: Its conditions.
+            seed: The seed of both.
+            own: The variant of these conditions.
+            others: The other variant.
+
+        Raises:
+            UnequalConditions: Naming the seed, the two variants, the field and both values.
+        """
+        for name in NAMES:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
                 raise UnequalConditions(
-                    f"seed {seed}: variants '{other}' and '{variant}' differ in {field} "
-                    f"({expected.get(field)} / {conditions.get(field)}); rerun both or drop one"
+                    f"seed {seed}: variants {own!r} and {others!r} differ in {name} ({mine} / {theirs}); "
+                    "rerun both or drop one"
                 )
+
+
+NAMES = tuple(field.name for field in fields(Conditions))

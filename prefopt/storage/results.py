@@ -19,21 +19,10 @@ The only module that knows paths below ``results/<name>/``. Needs no torch. Layo
     selftest.json                        controls with a known answer, put to the code that makes the report
     tables/ figures/ report.md report.html results.json
 
-``run.json`` holds: variant, seed, status ("complete", "diverged" or "failed"), diverged_at (step or null), reason (in
-words, or empty), loss (spec), learning_rate, steps, conditions {data, pair_order, initial_adapter, reference,
-evaluation, code, packages, device}, diversity {distinct1, distinct2, compression}, files {relative path: SHA-256}. A
-diverged run has its history and its adapter as it was before the step that was not taken; a failed one has nothing,
-and the next invocation tries it again. ``cost.json`` holds: train_s, evaluate_s, sample_s, pairs, tokens, pairs_per_s,
-tokens_per_s, peak_memory_gib; earlier versions kept them in ``run.json`` as cost.
+``RunRecord`` and ``Manifest`` in ``records`` say what ``run.json`` and ``manifest.json`` hold.
 
 What one command writes twice is equal to the byte, but for ``cost.json``, ``created`` in ``manifest.json``, and what
 the report says about cost. JSON that this version writes carries its own SHA-256.
-
-``manifest.json`` holds: schema, name, prefopt_version, created, command, commit, config, seeds, variants [{variant,
-loss, spec, source, summary, needs_reference, length_normalized, batch_coupled, learning_rate}], model {name, hash,
-dtype, parameters}, reference {sft_steps, hash}, task {name, reward, reward_accuracy, label_accuracy}, data
-{train_pairs, heldout_pairs, evaluation_prompts, samples_per_prompt, truncated_chosen, truncated_rejected,
-dropped_rows}, hashes, packages, device {kind, name, threads}.
 
 Samples hold text of prompts and models, everything else only numbers, so that a result can be published
 without the text: the report is then made without its section of samples.
@@ -45,7 +34,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +44,7 @@ from prefopt.errors import UsageError
 from prefopt.storage.durable import write_bytes
 from prefopt.storage.formats import frame_bytes, write_json
 from prefopt.storage.hashing import seal, sha256_file, sha256_json
+from prefopt.storage.records import Manifest, RunRecord
 from prefopt.storage.schema import JUDGEMENT_COLUMNS, SCHEMA
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\[\]=,+-]{0,119}")
@@ -95,13 +85,17 @@ class ResultsFolder:
         """Where the manifest lies."""
         return self.root / "manifest.json"
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """The manifest.
 
         Raises:
             UsageError: If there is none, or a newer version of prefopt wrote it.
         """
-        return self.read_json(self.manifest_path)
+        return Manifest.from_dict(self.read_json(self.manifest_path), self.manifest_path)
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Write the manifest."""
+        write_json(self.manifest_path, seal(manifest.as_dict()))
 
     def read_json(self, path: Path) -> dict[str, Any]:
         """A JSON object from a file of this folder.
@@ -129,40 +123,34 @@ class ResultsFolder:
             raise UsageError(f"{path} is damaged: not as it was written; move it away and run the comparison again")
         return value
 
-    def complete(self, variant: str, seed: int) -> dict[str, Any] | None:
-        """The ``run.json`` of a finished run whose files are all there unchanged, else None.
+    def complete(self, variant: str, seed: int) -> RunRecord | None:
+        """The record of a finished run whose files are all there unchanged, else None.
 
         ``run.json`` lists its files with their SHA-256; ``samples.parquet`` and ``adapter/`` count too.
         """
         return None if self.damage(variant, seed) is not None else self.finished(variant, seed)
 
-    def finished(self, variant: str, seed: int) -> dict[str, Any] | None:
-        """The ``run.json`` of a run that is complete or diverged, whatever became of its files since, else None."""
+    def finished(self, variant: str, seed: int) -> RunRecord | None:
+        """The record of a run that is complete or diverged, whatever became of its files since, else None."""
         path = self.run(variant, seed) / "run.json"
-        run = self._run(path) if path.is_file() else {}
-        return run if run and run.get("status") != "failed" else None
+        record = self._record(path) if path.is_file() else None
+        return record if record is not None and record.has_numbers else None
 
-    def _run(self, path: Path) -> dict[str, Any]:
-        """A ``run.json``, once it is seen to be that of the folder it lies in."""
-        run = self.read_json(path)
-        own, place = (run.get("variant"), f"seed-{run.get('seed')}"), (path.parent.parent.name, path.parent.name)
-        if own != place:
-            raise UsageError(f"{path} is of {'/'.join(map(str, own))}: folders of runs keep their names; move it back")
-        return run
+    def _record(self, path: Path) -> RunRecord:
+        return RunRecord.from_dict(self.read_json(path), path)
 
-    def write_failed(self, variant: str, seed: int, reason: str, **facts: Any) -> None:
-        """Say durably that a run failed, and why; the next invocation tries it again from its checkpoints."""
-        run = {"variant": variant, "seed": seed, "status": "failed", "diverged_at": None, "reason": reason, "files": {}}
-        write_json(self.run(variant, seed) / "run.json", seal({**facts, **run}))
+    def write_record(self, record: RunRecord) -> None:
+        """Write a run's ``run.json``, which says durably what became of it: after all its other files."""
+        write_json(self.run(record.variant, record.seed) / "run.json", seal(record.as_dict()))
 
     def damage(self, variant: str, seed: int) -> str | None:
         """What is wrong with the files of a finished run, or None if nothing is, or it is not finished."""
         folder = self.run(variant, seed)
         try:
-            run = self.finished(variant, seed)
+            record = self.finished(variant, seed)
         except UsageError as problem:
             return str(problem)
-        for name, expected in (run or {}).get("files", {}).items():
+        for name, expected in record.files.items() if record is not None else ():
             file = folder / name
             if not file.is_file():
                 return f"{file} is missing"
@@ -170,20 +158,20 @@ class ResultsFolder:
                 return f"{file} has other bytes than were written"
         return None
 
-    def runs(self) -> dict[tuple[str, int], dict[str, Any]]:
-        """Every ``run.json`` by (variant, seed), whether or not its text and adapter are at hand; with its cost."""
-        found = {}
+    def runs(self) -> dict[tuple[str, int], RunRecord]:
+        """The record of every run by (variant, seed), whether or not its text and adapter are at hand."""
+        records = {}
         for path in self._of_runs("run.json"):
-            run = self._run(path)
-            if (path.parent / "cost.json").is_file():
-                run["cost"] = self.read_json(path.parent / "cost.json")
-            found[str(run["variant"]), int(run["seed"])] = run
-        return found
+            record, cost = self._record(path), path.with_name("cost.json")
+            if cost.is_file():
+                record = replace(record, cost={k: v for k, v in self.read_json(cost).items() if k != "schema"})
+            records[record.variant, record.seed] = record
+        return records
 
     def _of_runs(self, file: str) -> list[Path]:
         """One kind of file of every run; folders that were set aside are none."""
-        found = self.root.glob(f"runs/*/seed-*/{file}")
-        return sorted(path for path in found if path.parent.name.removeprefix("seed-").isdigit())
+        paths = self.root.glob(f"runs/*/seed-*/{file}")
+        return sorted(path for path in paths if path.parent.name.removeprefix("seed-").isdigit())
 
     def frames(self, file: str, columns: Iterable[str]) -> pd.DataFrame:
         """One kind of file of every run, concatenated, with columns variant and seed in front.
@@ -198,7 +186,7 @@ class ResultsFolder:
         wanted = list(columns)
         parts = []
         runs = self._of_runs("run.json")
-        listed = {path.with_name(file) for path in runs if file in self._run(path).get("files", {})}
+        listed = {path.with_name(file) for path in runs if file in self._record(path).files}
         for path in sorted({*listed, *self._of_runs(file)}):
             if not path.is_file() and file == "samples.parquet":
                 continue  # published without its text
@@ -215,44 +203,44 @@ class ResultsFolder:
 
     def _require_unchanged(self, path: Path) -> None:
         """Refuse a run's file that differs from what its ``run.json`` lists."""
-        run = self._run(path.with_name("run.json")) if path.with_name("run.json").is_file() else {}
-        expected = run.get("files", {}).get(path.name)
+        record = path.with_name("run.json")
+        expected = self._record(record).files.get(path.name) if record.is_file() else None
         if expected is not None and not path.is_file():
             raise UsageError(f"{path} is missing; run the comparison again, which redoes that run")
         if expected is not None and sha256_file(path) != expected:
             raise UsageError(f"{path} is damaged: not as it was written; run the comparison again, which redoes it")
 
-    def judgements(self, *, lacking: bool = False) -> pd.DataFrame:
+    def judgements(self, *, may_be_missing: bool = False) -> pd.DataFrame:
         """``judgements.parquet``, or an empty frame of its columns.
 
         Args:
-            lacking: Whether it may be missing though it was written once, for one who is about to write it.
+            may_be_missing: Take a file that was written once and is gone for an empty one, since it is written next.
 
         Raises:
             UsageError: If it is damaged or missing.
         """
         path = self.root / "judgements.parquet"
-        if not self.check(path.name, lacking=lacking):
+        if not self.check(path.name, may_be_missing=may_be_missing):
             return pd.DataFrame(columns=list(JUDGEMENT_COLUMNS))
         try:
             return pd.read_parquet(path)
         except (OSError, ValueError) as problem:
             raise UsageError(f"{path} is damaged: {problem}; move it away, compare again, then judge again") from None
 
-    def check(self, name: str, *, lacking: bool = False) -> bool:
+    def check(self, name: str, *, may_be_missing: bool = False) -> bool:
         """Whether a Parquet file of this folder itself is there, as it was written.
 
         Raises:
-            UsageError: If it has other bytes, or was written once and is missing and may not be ``lacking``.
+            UsageError: If it has other bytes, or is missing though it was written once and may not be.
         """
         path = self.root / name
         known = self._checksums().get(name)
         again = "compare again, then judge again" if name == "judgements.parquet" else "compare again"
         if not path.is_file():
-            if known is not None and not lacking:
+            if known is not None and not may_be_missing:
                 raise UsageError(f"{path} is missing; {again}")
             return False
-        sealed = self.manifest_path.is_file() and self.manifest().get("schema", 1) > 1
+        sealed = self.manifest_path.is_file() and self.manifest().schema > 1
         if (known is None and sealed) or (known is not None and sha256_file(path) not in known):
             raise UsageError(f"{path} is damaged: not as it was written; move it away, {again}")
         return True
@@ -266,12 +254,12 @@ class ResultsFolder:
         old = {sha256_file(path)} if path.is_file() else set()
         if old == {new} and new in sums.get(name, []):
             return
-        unlisted = name not in sums and self.manifest().get("schema", 1) == 1  # an earlier version wrote it
+        unlisted = name not in sums and self.manifest().schema == 1  # an earlier version wrote it
         kept = old if unlisted else old & set(sums.get(name, []))
         write_json(self.root / "checksums.json", seal({"files": {**sums, name: sorted({new, *kept})}}))
         write_bytes(path, data)
 
     def _checksums(self) -> dict[str, list[str]]:
         path = self.root / "checksums.json"
-        found: dict[str, list[str]] = self.read_json(path)["files"] if path.is_file() else {}
-        return found
+        sums: dict[str, list[str]] = self.read_json(path)["files"] if path.is_file() else {}
+        return sums

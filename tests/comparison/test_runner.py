@@ -15,7 +15,6 @@ from command import arguments, files, run, write_pairs
 
 from prefopt.cli import app
 from prefopt.config.load import load
-from prefopt.errors import UnequalConditions
 from prefopt.storage.results import ResultsFolder
 
 
@@ -43,10 +42,10 @@ def test_a_whole_comparison_and_its_resumption(
     of = {v: samples[samples["variant"] == v]["response"].tolist() for v in ("noop", "reference", "dpo")}
     assert of["noop"] == of["reference"] != of["dpo"]
 
-    conditions = [folder.runs()[v, 0]["conditions"] for v in ("dpo", "noop")]
+    conditions = [folder.runs()[v, 0].conditions for v in ("dpo", "noop")]
     assert conditions[0] == conditions[1]
-    assert folder.runs()["dpo", 1]["conditions"]["pair_order"] != conditions[0]["pair_order"]
-    assert folder.runs()["dpo", 1]["conditions"]["initial_adapter"] != conditions[0]["initial_adapter"]
+    assert folder.runs()["dpo", 1].conditions.pair_order != conditions[0].pair_order
+    assert folder.runs()["dpo", 1].conditions.initial_adapter != conditions[0].initial_adapter
 
     before = files(folder.root / "runs")
     assert run(monkeypatch, words) == 0
@@ -84,17 +83,6 @@ def test_another_setting_under_the_same_name_is_refused(
     assert run(monkeypatch, [*words, "--set", "train.steps=4"]) == 2
     assert "train.steps = 3, and now it is 4" in capsys.readouterr().err
     assert files(tmp_path / "results") == before
-
-
-def test_unequal_conditions_are_refused_by_name(tmp_path: Path) -> None:
-    from prefopt.storage.conditions import require_equal
-
-    same = {"data": "1", "pair_order": "9f2c"}
-    require_equal(3, "dpo", same, "simpo", dict(same))
-    with pytest.raises(
-        UnequalConditions, match=r"seed 3: variants 'dpo' and 'simpo' differ in pair_order \(9f2c / 41aa\)"
-    ):
-        require_equal(3, "dpo", same, "simpo", {"data": "1", "pair_order": "41aa"})
 
 
 BAD = {
@@ -151,7 +139,7 @@ def test_bad_rows_are_named_and_nothing_is_written(
     assert 'pairs.jsonl:10 field "chosen"' in shown
     assert not (tmp_path / "results").exists()
     assert run(monkeypatch, [*words, "--on-bad-rows", "drop"]) == 0
-    assert ResultsFolder(tmp_path / "results" / "mine").manifest()["data"]["dropped_rows"] == 2
+    assert ResultsFolder(tmp_path / "results" / "mine").manifest().data["dropped_rows"] == 2
 
 
 def test_truncated_rows_are_counted(
@@ -159,7 +147,7 @@ def test_truncated_rows_are_counted(
 ) -> None:
     words = arguments(tmp_path, tiny_folder("llama"), "--losses", "noop", "--seeds", "0", "--quiet")
     assert run(monkeypatch, [*words, "--set", "data.max_length=14"]) == 0
-    data = ResultsFolder(tmp_path / "results" / "mine").manifest()["data"]
+    data = ResultsFolder(tmp_path / "results" / "mine").manifest().data
     assert data["truncated_chosen"] + data["truncated_rejected"] > 0
 
 

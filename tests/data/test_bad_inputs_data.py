@@ -216,7 +216,7 @@ def test_odd_but_usable_data_are_used_and_counted(command: Command, tiny_folder)
     ):
         assert said in " ".join(done.err.split()), said
     folder = ResultsFolder(command.root / "results" / "mine")
-    facts = folder.manifest()["data"]
+    facts = folder.manifest().data
     assert facts["rows"] == len(rows)
     assert (facts["duplicates"], facts["contradictions"], facts["extra_columns"]) == (1, 1, ["notes"])
     assert facts["control_tokens"] == len(rows) - 1

@@ -26,6 +26,7 @@ from prefopt.comparison import provenance, runner
 from prefopt.config.load import load
 from prefopt.config.schema import Config
 from prefopt.prepare import materials
+from prefopt.runtime.progress import Silent
 from prefopt.storage import durable
 from prefopt.tasks.base import TaskPrompts
 
@@ -51,15 +52,6 @@ class ToyTask:
 
     def reward_report(self) -> dict[str, float]:
         return {"accuracy_full_reviews": 1.0}
-
-
-class Silent:
-    """Nobody who listens."""
-
-    def stage(self, *values: Any) -> None: ...
-
-    step = stage
-    say = stage
 
 
 class Rig:

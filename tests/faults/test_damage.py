@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import shutil
 from collections.abc import Callable, Iterable
@@ -34,6 +35,8 @@ def everything(value: Any) -> Any:
     """A value in a form that can be compared."""
     if isinstance(value, pd.DataFrame):
         return value.to_csv()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return everything(dataclasses.asdict(value))
     if isinstance(value, dict):
         return {str(key): everything(item) for key, item in value.items() if key != "cost"}
     if isinstance(value, np.ndarray):

@@ -11,11 +11,12 @@ from typing import Any
 
 import forks
 import pytest
-from rig import Rig, Silent
+from rig import Rig
 from test_comparison import FULL, PART
 
 from prefopt.comparison import runner
 from prefopt.errors import BusyError
+from prefopt.runtime.progress import Silent
 from prefopt.storage import durable
 
 POLL = 0.005

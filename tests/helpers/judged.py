@@ -42,10 +42,6 @@ def quality(text: str) -> float:
     return float(text.split().count("good"))
 
 
-class Quiet:
-    def stage(self, text: str, done: int, total: int) -> None: ...
-
-
 class ScriptedJudge:
     """Answers by a function of the question, and remembers what it was asked."""
 

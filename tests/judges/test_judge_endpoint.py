@@ -20,6 +20,7 @@ from prefopt.judges.endpoint import check_url, retry_after
 from prefopt.judges.judging import judge_folder, run
 from prefopt.judges.local import LocalJudge
 from prefopt.judges.questions import questions
+from prefopt.runtime.progress import Silent
 
 QUICK = Limits(read_s=2.0, total_s=1.0, retries=2)
 
@@ -60,9 +61,9 @@ def test_a_real_model_behind_a_server_agrees_with_the_same_model_here(tmp_path: 
     local.window = 100_000
     with chat_server.serve(plain, base.tokenizer) as state:
         remote = EndpointJudge("tiny", base_url=state.url)
-        found = judge_folder(folder, remote, asked, cache=cache, progress=judged.Quiet())
+        found = judge_folder(folder, remote, asked, cache=cache, progress=Silent())
         again = EndpointJudge("tiny", base_url=state.url)
-        judge_folder(folder, again, asked, cache=cache, progress=judged.Quiet())
+        judge_folder(folder, again, asked, cache=cache, progress=Silent())
         assert again.calls == 0, "all verdicts are in the cache"
         remote.close()
         again.close()
@@ -196,7 +197,7 @@ def test_changed_model_is_flagged(tmp_path: Path, server) -> None:
     folder = judged.write(tmp_path / "x", {"better": 2}, seeds=1)
     judge = EndpointJudge("tiny", base_url=server.url)
     cache = Cache(tmp_path / "c.sqlite")
-    found = judge_folder(folder, judge, questions(folder, prompts=2), cache=cache, progress=judged.Quiet())
+    found = judge_folder(folder, judge, questions(folder, prompts=2), cache=cache, progress=Silent())
     assert any("changed its model" in problem for problem in found["problems"])
     judge.close()
 
@@ -235,7 +236,7 @@ def test_whole_command_plan_limit_run_and_no_key_anywhere(tmp_path: Path, server
     def go(limits: Limits, *, dry_run: bool = False):
         return run(
             folder.root, "openai:tiny", pairs="reference", prompts=None, base_url=server.url, key_variable="JUDGE_KEY",
-            limits=limits, device="cpu", questions_file=None, dry_run=dry_run, progress=judged.Quiet(),
+            limits=limits, device="cpu", questions_file=None, dry_run=dry_run, progress=Silent(),
         )  # fmt: skip
 
     plan = go(Limits(), dry_run=True)

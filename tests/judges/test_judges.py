@@ -17,6 +17,7 @@ from prefopt.judges.judging import judge_folder
 from prefopt.judges.local import LocalJudge
 from prefopt.judges.questions import questions, write_questions
 from prefopt.judges.reward import OracleJudge, RewardModelJudge
+from prefopt.runtime.progress import Silent
 from prefopt.storage import results, schema
 
 GOOD = {"better": 2, "worse": 0, "same": 1}
@@ -35,9 +36,7 @@ def rates(folder: results.ResultsFolder, judge: str) -> dict[str, float]:
 
 def run(folder, judge, cache, **options):
     pairs = options.get("pairs", "reference")
-    return judge_folder(
-        folder, judge, questions(folder, pairs=pairs), cache=cache, pairs=pairs, progress=judged.Quiet()
-    )
+    return judge_folder(folder, judge, questions(folder, pairs=pairs), cache=cache, pairs=pairs, progress=Silent())
 
 
 @pytest.mark.parametrize(

@@ -89,15 +89,15 @@ def test_what_one_run_raises_or_computes_costs_no_other_a_bit(
     assert of(mixed, "dpo", "simpo", "reference") == of(good, "dpo", "simpo", "reference")
     assert "Traceback" not in shown
     runs = ResultsFolder(mixed).runs()
-    assert runs["raises", 0]["status"] == "failed"
-    assert runs["raises", 0]["reason"].startswith("ValueError: this is mine (go_wrong.py:")
-    assert "at step 2" in runs["raises", 0]["reason"]
-    assert runs["memory", 0]["reason"].startswith("MemoryError")
-    assert "Tried to allocate 9 GiB" in runs["cuda_memory", 0]["reason"]
+    assert runs["raises", 0].status == "failed"
+    assert runs["raises", 0].reason.startswith("ValueError: this is mine (go_wrong.py:")
+    assert "at step 2" in runs["raises", 0].reason
+    assert runs["memory", 0].reason.startswith("MemoryError")
+    assert "Tried to allocate 9 GiB" in runs["cuda_memory", 0].reason
     for name in ("nan", "infinite"):
-        assert (runs[name, 0]["status"], runs[name, 0]["diverged_at"]) == ("diverged", 2)
-        assert runs[name, 0]["reason"].startswith("loss")
-        assert "pairs " in runs[name, 0]["reason"]
+        assert (runs[name, 0].status, runs[name, 0].diverged_at) == ("diverged", 2)
+        assert runs[name, 0].reason.startswith("loss")
+        assert "pairs " in runs[name, 0].reason
         assert f"{name} seed 0 diverged at step 2" in shown
     page = (mixed / "report.md").read_text(encoding="utf-8")
     assert "diverged at step 2" in page
@@ -126,7 +126,7 @@ def test_a_dying_process_costs_one_run(
     assert run(monkeypatch, words("dpo", "--name", "good")) == 0
     good, mixed = (tmp_path / "results" / name for name in ("good", "mixed"))
     assert of(mixed, "dpo", "reference") == of(good, "dpo", "reference")
-    assert ResultsFolder(mixed).runs()[bad, 0]["status"] == "failed"
+    assert ResultsFolder(mixed).runs()[bad, 0].status == "failed"
 
 
 def test_two_deaths_part_a_group_and_a_third_alone_is_a_failure(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_two_deaths_part_a_group_and_a_third_alone_is_a_failure(tmp_path: Path) 
     both = {("dpo", 1), ("ipo", 1)}
     assert outcomes == [(set(), set()), ({1}, set()), ({1}, {("dpo", 1)}), ({1}, both)]
     run = ResultsFolder(tmp_path / "mine").runs()["ipo", 1]
-    assert (run["status"], run["reason"]) == ("failed", "the working process ended with status 7 at step 9")
+    assert (run.status, run.reason) == ("failed", "the working process ended with status 7 at step 9")
     assert ResultsFolder(tmp_path / "mine").complete("ipo", 1) is None  # the next invocation tries it again
 
 
@@ -151,7 +151,7 @@ def test_a_hung_process_is_ended_and_shows_where_it_hung(words: Callable[..., li
     assert done.returncode == 4, done.stderr
     assert "hangs seed 0 failed: the working process gave no sign of life for 15 s" in done.stderr
     assert "go_wrong.py" in done.stderr  # the stack of where it hung
-    assert ResultsFolder(tmp_path / "results" / "mine").runs()["hangs", 0]["status"] == "failed"
+    assert ResultsFolder(tmp_path / "results" / "mine").runs()["hangs", 0].status == "failed"
 
 
 def test_the_worker_ends_with_its_parent_and_the_folder_is_free_at_once(

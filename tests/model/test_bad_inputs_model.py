@@ -221,7 +221,7 @@ def test_m03_hub_model_is_fetched_as_data_of_one_commit(command: Command, model:
     assert (asked["repo"], asked["revision"]) == ("org/name", "v1")
     fetched = asked["allow_patterns"]
     assert not [p for p in fetched if Path("x.py").match(p) or Path("x.bin").match(p) or Path("x.pt").match(p)]
-    facts = ResultsFolder(command.root / "results" / "mine").manifest()["model"]
+    facts = ResultsFolder(command.root / "results" / "mine").manifest().model
     assert (facts["name"], facts["revision"]) == ("org/name@v1", commit)
 
 

@@ -77,9 +77,9 @@ def test_no_secret_in_any_byte_that_comes_out(command: Command, tiny_folder: Cal
     host = socket.gethostname()
     assert hits(home / "results", [*values, str(home), *([host] if len(host) > 5 else [])]) == []
     manifest = ResultsFolder(root).manifest()
-    assert manifest["config"]["data"]["source"] == manifest["data"]["source"] == "~/pairs.jsonl"
-    assert manifest["model"]["name"] == "~/models/mine"
-    assert "~/pairs.jsonl" in manifest["command"]
+    assert manifest.config["data"]["source"] == manifest.data["source"] == "~/pairs.jsonl"
+    assert manifest.model["name"] == "~/models/mine"
+    assert "~/pairs.jsonl" in manifest.command
     # The folder is the same one from another place of the same home.
     assert command(*words, "--results", str(home / "results")).status == 0
 
@@ -92,7 +92,7 @@ def test_the_working_process_gets_the_paths_that_were_typed(command: Command, ti
     done = subprocess.run([sys.executable, "-m", "prefopt", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     manifest = ResultsFolder(command.root / "results" / "mine").manifest()
-    assert manifest["config"]["data"]["source"] == "~/pairs.jsonl"
+    assert manifest.config["data"]["source"] == "~/pairs.jsonl"
     assert hits(command.root / "results", [*SECRETS.values(), str(command.root)]) == []
 
 
