@@ -95,19 +95,14 @@ def _run(
     config: Config, results: Path, plugins: Sequence[str], console: Console, *, wait: bool, hang_after_s: float | None
 ) -> tuple[ResultsFolder, dict[tuple[str, int], RunRecord]]:
     """Run the comparison, in a process of its own unless ``hang_after_s`` is None; its folder, and what is missing."""
+    from prefopt.launch.launcher import InProcess, Job, Launcher, Supervised
     from prefopt.runtime import interrupts
     from prefopt.storage import locks
 
     words = ["prefopt", *sys.argv[1:]]
     with interrupts.listen(), locks.hold(results / config.name, wait=wait, say=console.say) as lock:
-        if hang_after_s is None:
-            from prefopt.comparison.runner import work
-
-            folder = work(config, results=results, command=words, progress=console)
-        else:
-            from prefopt.launch.supervisor import Supervisor
-
-            folder = Supervisor(config, results, words, plugins, console, lock, hang_after_s).run()
+        launcher: Launcher = InProcess() if hang_after_s is None else Supervised(plugins, hang_after_s)
+        folder = launcher.run(Job(config=config, results=results, command=words, lock=lock), console)
         runs = folder.runs()
         unfinished = {key: run for key, run in runs.items() if not run.is_complete}
         if any(variant != REFERENCE for variant, _ in runs.keys() - unfinished.keys()):

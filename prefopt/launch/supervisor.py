@@ -6,7 +6,6 @@ after the other; one that was under way alone is then marked as failed, and the 
 
 from __future__ import annotations
 
-import json
 import os
 import selectors
 import signal
@@ -20,11 +19,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import prefopt
 from prefopt.config.schema import Config
 from prefopt.errors import MachineError, PrefoptError
+from prefopt.launch.protocol import At, End, Message, Request, Stage, Step, decode, tell
 from prefopt.runtime.interrupts import Stopped
 from prefopt.runtime.progress import Progress
 from prefopt.storage.records import RunRecord
@@ -45,7 +44,7 @@ class Supervisor:
         results: The folder of all comparisons.
         command: The command line, for the manifest.
         plugins: What registers losses, by file or name.
-        progress: Told what the worker says.
+        progress: Hears what the worker says.
         descriptor: Of the folder's lock, which the worker holds as well: it is free only when both have ended.
         hang_after: Seconds without a sign of life after which the worker is taken for hung; 0 for never.
     """
@@ -60,9 +59,9 @@ class Supervisor:
     skip: set[tuple[str, int]] = field(default_factory=set)
     alone: set[int] = field(default_factory=set)
     deaths: Counter[tuple[str, int]] = field(default_factory=Counter)
-    at: tuple[int, list[str], int] | None = None
+    at: At | None = None
     stage: str = "starting"
-    end: list[Any] | None = None
+    end: End | None = None
     worker: subprocess.Popen[bytes] | None = None
     signals: list[int] = field(default_factory=list)
 
@@ -77,14 +76,7 @@ class Supervisor:
         with self._forwarding():
             while True:
                 death = self._one_worker()
-                if self.end is not None and self.end[0] == "refused":
-                    raise _refusal(int(self.end[1]), str(self.end[2]))
-                if self.end is not None and self.end[0] == "stopped":
-                    raise Stopped(int(self.end[1]), said=str(self.end[2]))
-                if self.signals:
-                    raise Stopped(self.signals[-1])
-                if self.end is not None and self.end[0] == "defect":
-                    raise RuntimeError(str(self.end[2]))
+                self._raise_if_ended_badly()
                 if self.end is not None:
                     return ResultsFolder(self.results / self.config.name)
                 early += self.at is None
@@ -92,12 +84,24 @@ class Supervisor:
                     raise MachineError(f"the working process {death} twice, in the stage: {self.stage}")
                 self._after(death)
 
+    def _raise_if_ended_badly(self) -> None:
+        """Raise here what the worker said that it ended of, or that a signal has come."""
+        end = self.end
+        if end is not None and end.how == "refused":
+            raise _refusal(end.code, end.text)
+        if end is not None and end.how == "stopped":
+            raise Stopped(end.code, said=end.text)
+        if self.signals:
+            raise Stopped(self.signals[-1])
+        if end is not None and end.how == "defect":
+            raise RuntimeError(end.text)
+
     def _after(self, death: str) -> None:
         """Decide what the next worker does otherwise."""
         if self.at is None:
             self.progress.say(f"the working process {death} ({self.stage}); starting it again")
             return
-        seed, variants, step = self.at
+        seed, variants, step = self.at.seed, self.at.variants, self.at.step
         where = f"{death} at step {step}"
         runs = [(variant, seed) for variant in variants]
         self.deaths.update(runs)
@@ -127,14 +131,19 @@ class Supervisor:
         )  # fmt: skip
         self.worker = worker
         os.close(write)
-        request = {
-            "events": write, "config": self.config.model_dump(), "results": str(self.results),
-            "command": list(self.command), "plugins": list(self.plugins), "threads": torch.get_num_threads(),
-            "skip": sorted(self.skip), "alone": sorted(self.alone),
-        }  # fmt: skip
+        request = Request(
+            events=write,
+            config=self.config.model_dump(),
+            results=str(self.results),
+            command=list(self.command),
+            plugins=list(self.plugins),
+            threads=torch.get_num_threads(),
+            skip=sorted(self.skip),
+            alone=sorted(self.alone),
+        )
         try:
             assert worker.stdin is not None
-            worker.stdin.write(json.dumps(request).encode() + b"\n")
+            worker.stdin.write(request.encode())
             worker.stdin.flush()
             hung = self._listen(read, worker)
             code = worker.wait()
@@ -164,25 +173,22 @@ class Supervisor:
                     heard = time.monotonic()
                     *lines, rest = (rest + data).split(b"\n")
                     for line in lines:
-                        self._hear(json.loads(line))
+                        self._hear(decode(line))
                 elif self.hang_after and time.monotonic() - heard > self.hang_after:
                     worker.send_signal(signal.SIGUSR1)
                     time.sleep(DUMP_S)
                     worker.kill()
                     return True
 
-    def _hear(self, event: list[Any]) -> None:
-        kind, *values = event
-        if kind == "at":
-            self.at = (values[0], values[1], values[2])
-            self.progress.at(*values)
-        elif kind == "end":
-            self.end = values
-        elif kind == "say":
-            self.progress.say(*values)
-        else:
-            self.stage = values[0]
-            (self.progress.stage if kind == "stage" else self.progress.step)(*values)
+    def _hear(self, message: Message) -> None:
+        match message:
+            case At():
+                self.at = message
+            case End():
+                self.end = message
+            case Stage() | Step():
+                self.stage = message.text
+        tell(self.progress, message)
 
     @contextmanager
     def _forwarding(self) -> Iterator[None]:

@@ -145,6 +145,11 @@ def temporary_name(path: Path) -> Path:
 _safe: set[Path] = set()  # folders whose names this process knows to be on the disk
 
 
+def forget_synced() -> None:
+    """Forget which folders are known to be on the disk, as a new process would; tests play new processes."""
+    _safe.clear()
+
+
 def ensure_folder(path: Path) -> None:
     """Make a folder and those above it; one that is there may be of a process that was killed before it synced."""
     if path.is_dir():

@@ -30,7 +30,7 @@ def hold(root: Path, *, wait: bool = False, say: Callable[[str], None] = lambda 
     Args:
         root: The results folder.
         wait: Wait for another process that holds it, rather than give up.
-        say: Told whom is waited for.
+        say: Called with a line that names the process that holds it, if there is one to wait for.
 
     Yields:
         The lock's descriptor: who inherits it holds the folder, too.

@@ -114,7 +114,7 @@ class Rig:
 
     def compare(self, config: Config | None = None) -> None:
         """The comparison, as a fresh process does it."""
-        durable._safe.clear()
+        durable.forget_synced()
         runner.compare(config or self.config, results=Path("results"), command=["prefopt"], progress=Silent())
 
     def wrong(self, place: Path) -> str | None:

@@ -74,7 +74,7 @@ def seen(root: Path) -> dict[str, Any]:
 
 def work(root: Path, after: Callable[[int], None] = lambda done: None) -> None:
     """All steps, as a fresh process does them; ``after`` is called when one has returned."""
-    durable._safe.clear()
+    durable.forget_synced()
     for number, step in enumerate(STEPS):
         step(root)
         after(number + 1)

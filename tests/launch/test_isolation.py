@@ -14,6 +14,7 @@ from command import arguments, command, run, tree, wait_for
 
 from prefopt.cli.console import Console
 from prefopt.config.schema import Config, Variant
+from prefopt.launch.protocol import At
 from prefopt.launch.supervisor import Supervisor
 from prefopt.storage.results import ResultsFolder
 from prefopt.train.checkpoint import Checkpoints
@@ -134,7 +135,7 @@ def test_two_deaths_part_a_group_and_a_third_alone_is_a_failure(tmp_path: Path) 
     supervisor = Supervisor(config, tmp_path, [], [], Console("quiet"), 0)
     outcomes = []
     for names, step in ((["dpo", "ipo"], 3), (["dpo", "ipo"], 4), (["dpo"], 4), (["ipo"], 9)):
-        supervisor.at = (1, names, step)
+        supervisor.at = At(1, names, step)
         supervisor._after("ended with status 7")
         outcomes.append((set(supervisor.alone), set(supervisor.skip)))
     both = {("dpo", 1), ("ipo", 1)}
