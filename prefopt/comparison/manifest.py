@@ -19,7 +19,7 @@ from prefopt.train.autosize import Fit
 
 def manifest(config: Config, materials: Materials, chosen: Fit, command: Sequence[str]) -> dict[str, Any]:
     """What the comparison was made of."""
-    base, evaluation = materials.base, config.evaluation
+    base, evaluation = materials.model.base, config.evaluation
     model = base.model
     device = device_facts(base.device)
     return {

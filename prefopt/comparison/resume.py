@@ -82,7 +82,7 @@ def refuse_other_materials(folder: ResultsFolder, materials: Materials) -> None:
     if not folder.manifest_path.is_file():
         return
     before = folder.manifest()
-    _require_same(folder, "model", {"hash": before["model"]["hash"]}, {"hash": materials.base.hash})
+    _require_same(folder, "model", {"hash": before["model"]["hash"]}, {"hash": materials.model.base.hash})
     old, now = before["hashes"], material_hashes(materials)
     _require_same(folder, "hashes", {key: old.get(key, value) for key, value in now.items()}, now)
 

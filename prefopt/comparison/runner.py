@@ -98,7 +98,7 @@ def work(
     before = folder.manifest() if folder.manifest_path.is_file() else {}
     progress.stage("training a few steps twice, to see whether they repeat", 0, 1)
     again = before.get("determinism") or determinism.probe(
-        materials.base, materials.bank, materials.train, materials.heldout, chosen.apply(config.train)
+        materials.model, materials.train, materials.heldout, chosen.apply(config.train)
     )
     whole = {**manifest(config, materials, chosen, command), **provenance.facts(config), "determinism": again}
     write_json(folder.manifest_path, seal({**whole, "created": before.get("created", whole["created"])}))
@@ -127,7 +127,7 @@ def _require_scores(config: Config, materials: Materials) -> None:
 
 def _bytes_needed(config: Config, materials: Materials) -> int:
     """Two checkpoints of each run under way and one being written, an adapter of each run, and the samples."""
-    adapter = 4 * int(materials.bank.params.shape[1])
+    adapter = 4 * int(materials.model.adapters.params.shape[1])
     asked, seeds, variants = config.evaluation, len(config.seeds), len(config.variants)
     samples = len(materials.prompts.ids) * asked.samples * (8 * asked.max_new_tokens + 100)
     return 3 * (3 * adapter) * variants + adapter * variants * seeds + samples * (variants + 1) * seeds
@@ -137,9 +137,9 @@ def _step(folder: ResultsFolder, config: Config, materials: Materials, progress:
     """How a step fits the machine: as it was chosen when the folder was made, else measured now."""
     if folder.manifest_path.is_file() and (before := folder.manifest().get("step")):
         chosen = Fit(**before)
-        set_checkpointing(materials.base, chosen.checkpointing)
+        set_checkpointing(materials.model.base, chosen.checkpointing)
         return chosen
     progress.stage("fitting a step to the machine", 0, 1)
-    materials.bank.params.zero_()
+    materials.model.adapters.params.zero_()
     trial = [Run(v.name, v.build(), config.learning_rate(v), slot) for slot, v in enumerate(config.variants)]
-    return fit(materials.base, materials.bank, trial, materials.train.pairs, config.train)
+    return fit(materials.model, trial, materials.train.pairs, config.train)

@@ -45,13 +45,13 @@ class SeedGroup:
 
     def run_seed(self, seed: int, title: str, skip: set[tuple[str, int]], *, alone: bool) -> None:
         """Train and evaluate the missing runs of one seed, in lockstep or one after the other."""
-        device = self.materials.base.device
+        device = self.materials.model.base.device
         absent = [v for v, s in missing(self.folder, self.config, device, self.progress) if s == seed]
         variants = [v for v in absent if v is not None and (v.name, seed) not in skip]
         if not absent:
             return
         self.drawn.clear()
-        bank = self.materials.bank
+        bank = self.materials.model.adapters
         bank.params.zero_()
         bank.initialise(0, seed)
         conditions = self._conditions(seed, bank.hash(0))
@@ -65,7 +65,7 @@ class SeedGroup:
     def _train_and_evaluate(
         self, variants: Sequence[Variant], seed: int, title: str, conditions: dict[str, str]
     ) -> None:
-        bank, device = self.materials.bank, self.materials.base.device
+        bank, device = self.materials.model.adapters, self.materials.model.base.device
         runs = [Run(v.name, v.build(), self.config.learning_rate(v), slot) for slot, v in enumerate(variants)]
         origins = [Origin(v.name, seed, provenance.run_key(self.config, v, device), conditions) for v in variants]
         memory.reset_peak(device)
@@ -82,8 +82,7 @@ class SeedGroup:
             self.progress.step(f"{title}: training {len(runs)} variants", step, self.train.steps, values)
 
         train_group(
-            self.materials.base,
-            bank,
+            self.materials.model,
             runs,
             train=self.materials.train,
             heldout=self.materials.heldout,
@@ -109,7 +108,7 @@ class SeedGroup:
             steps = found[run.slot]
             if steps:
                 step = steps[0] if shared is None else shared
-                keepers[run.slot].restore(step, run, self.materials.bank, self.train)
+                keepers[run.slot].restore(step, run, self.materials.model.adapters, self.train)
             keepers[run.slot].found.clear()
         going_on = {run.step for run in runs if run.step}
         if going_on:
@@ -122,7 +121,7 @@ class SeedGroup:
                 self._sample_and_write(run, origin, title)
                 return
             if run.diverged_at is not None:
-                record.write_run(self.folder, origin, scored=None, cost={}, run=run, bank=self.materials.bank)
+                record.write_run(self.folder, origin, scored=None, cost={}, run=run, bank=self.materials.model.adapters)
                 return
         except Exception as problem:
             if run is None:
@@ -136,24 +135,24 @@ class SeedGroup:
         some, seed = self.materials, origin.seed
         slot = some.reference_slot if run is None else run.slot
         self.progress.stage(f"{title}: sampling from {origin.variant}", 0, 1)
-        memory.give_back(some.base.device)
+        memory.give_back(some.model.base.device)
         began = time.perf_counter()
         drawn = self._samples(slot, seed)
         cost = {"sample_s": time.perf_counter() - began}
         self.progress.stage(f"{title}: evaluating {origin.variant}", 0, 1)
         began = time.perf_counter()
-        scored = score_samples(some.base, some.bank, slot, some.prompts, drawn, some.task)
-        pairs = heldout_frame(some.base, some.bank, run, some.heldout, seed=seed) if run is not None else None
+        scored = score_samples(some.model, slot, some.prompts, drawn, some.task)
+        pairs = heldout_frame(some.model, run, some.heldout, seed=seed) if run is not None else None
         cost["evaluate_s"] = time.perf_counter() - began
-        record.write_run(self.folder, origin, scored=scored, cost=cost, run=run, pairs=pairs, bank=some.bank)
+        record.write_run(self.folder, origin, scored=scored, cost=cost, run=run, pairs=pairs, bank=some.model.adapters)
 
     def _samples(self, slot: int, seed: int) -> list[Sample]:
         """One policy's samples; those that were drawn in one batch with it are kept until they are asked for."""
         some = self.materials
         if slot not in self.drawn:
-            together = sampled_together(some.bank, slot)
+            together = sampled_together(some.model.adapters, slot)
             settings = self.config.evaluation
-            self.drawn.update(draw_samples(some.base, some.bank, together, some.prompts, settings, seed=seed))
+            self.drawn.update(draw_samples(some.model, together, some.prompts, settings, seed=seed))
         return self.drawn.pop(slot)
 
     def _conditions(self, seed: int, adapter: str) -> dict[str, str]:
@@ -165,9 +164,9 @@ class SeedGroup:
             data=some.data_hash,
             pair_order=digest(order.tolist()),
             initial_adapter=adapter,
-            reference=digest([some.base.hash, some.train.reference.hash, some.heldout.reference.hash]),
+            reference=digest([some.model.base.hash, some.train.reference.hash, some.heldout.reference.hash]),
             evaluation=digest([some.prompts.ids, asked]),
-            device=some.base.device,
+            device=some.model.base.device,
         )
 
     def _require_same_start(self, variant: str, seed: int, shared: dict[str, str]) -> None:
