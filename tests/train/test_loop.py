@@ -30,19 +30,19 @@ def test_a_run_does_not_depend_on_its_companions(tiny_base: Callable[..., Base])
 def test_two_runs_of_one_variant_are_equal_to_the_bit(tiny_base: Callable[..., Base]) -> None:
     first_runs, first = train(tiny_base(), ["dpo"])
     again_runs, again = train(tiny_base(), ["dpo"])
-    assert torch.equal(first.params, again.params)
+    assert torch.equal(first.adapters.params, again.adapters.params)
     assert repr(first_runs[0].history) == repr(again_runs[0].history)
     _, other = train(tiny_base(), ["dpo"], seed=1)
-    assert not torch.equal(first.params, other.params)
+    assert not torch.equal(first.adapters.params, other.adapters.params)
 
 
 def test_stacked_and_single_training_agree(tiny_base: Callable[..., Base]) -> None:
     labels: list[str | Loss] = ["dpo", "simpo", "ipo"]
     _, single = train(tiny_base(), labels)
     _, stacked = train(tiny_base(), labels, CONFIG.model_copy(update={"stack": 3}))
-    moved = (single.params - single.params[0]).abs().max()
+    moved = (single.adapters.params - single.adapters.params[0]).abs().max()
     assert moved > 1e-3
-    torch.testing.assert_close(stacked.params, single.params, atol=2e-3, rtol=0)
+    torch.testing.assert_close(stacked.adapters.params, single.adapters.params, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("label", ["dpo", "simpo", "kto", "bco", "aot", "dr_dpo", "beta_dpo", "tdpo", "wpo", "sampo"])
@@ -50,10 +50,10 @@ def test_the_micro_batch_changes_nothing(label: str, tiny_base: Callable[..., Ba
     # One step with a plain gradient: AdamW would turn rounding of a vanishing gradient into a whole step.
     config = CONFIG.model_copy(update={"steps": 1, "warmup_steps": 0})
     _, whole = train(tiny_base(), [label], config)
-    gradient = whole.grads.clone()
+    gradient = whole.adapters.grads.clone()
     for size in (1, 3):
         _, split = train(tiny_base(), [label], config.model_copy(update={"micro_batch": size}))
-        torch.testing.assert_close(split.grads, gradient, atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(split.adapters.grads, gradient, atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("label", loss_names())
@@ -77,7 +77,7 @@ def test_the_plain_path_trains_to_the_same_adapter(tiny_base: Callable[..., Base
     base = dataclasses.replace(tiny_base(), packed=False)
     base.model.set_attn_implementation("sdpa")
     _, plain = train(base, ["dpo"], config)
-    torch.testing.assert_close(plain.grads, packed.grads, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(plain.adapters.grads, packed.grads, atol=1e-5, rtol=1e-3)
 
 
 @dataclasses.dataclass(frozen=True)
