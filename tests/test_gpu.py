@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from rows import by_hand, pairs
-from training import pair_set, scored
+from training import LORA, pair_set, scored
 
 from prefopt import make_loss
 from prefopt.config.schema import Train
 from prefopt.model import attention
-from prefopt.model.adapters import AdapterBank
+from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base, load_base
 from prefopt.model.generate import sample
 from prefopt.model.logps import pair_rows, response_logps, score_rows
@@ -42,23 +42,23 @@ def cuda_base(tiny_folder: Callable[[str], Path]) -> Load:
     return load
 
 
-def shaken(base: Base, size: int) -> AdapterBank:
+def shaken(base: Base, size: int) -> AdaptedModel:
     """Adapters that do something: B is drawn too, on the CPU, so that every device has the same."""
-    bank = AdapterBank(base.model, size=size, rank=4, alpha=8, device=base.device)
+    model = AdaptedModel.wrap(base, LORA, size=size)
     source = torch.Generator().manual_seed(5)
-    bank.params.copy_(0.1 * torch.randn(bank.params.shape, generator=source))
-    return bank
+    model.adapters.params.copy_(0.1 * torch.randn(model.adapters.params.shape, generator=source))
+    return model
 
 
-def train(base: Base, config: Train, labels: tuple[str, ...] = LABELS) -> tuple[list[Run], AdapterBank]:
-    bank = AdapterBank(base.model, size=len(labels), rank=4, alpha=8, device=base.device)
+def train(base: Base, config: Train, labels: tuple[str, ...] = LABELS) -> tuple[list[Run], AdaptedModel]:
+    model = AdaptedModel.wrap(base, LORA, size=len(labels))
     for slot in range(len(labels)):
-        bank.initialise(slot, 0)
+        model.adapters.initialise(slot, 0)
     runs = [Run(f"{i}", make_loss(label), config.learning_rate, i) for i, label in enumerate(labels)]
-    with bank.off():
+    with model.off():
         sets = [pair_set(base, scored(8, 1)), pair_set(base, scored(4, 2))]
-    train_group(base, bank, runs, train=sets[0], heldout=sets[1], config=config, seed=0, progress=lambda *_: None)
-    return runs, bank
+    train_group(model, runs, train=sets[0], heldout=sets[1], config=config, seed=0, progress=lambda *_: None)
+    return runs, model
 
 
 def losses(run: Run) -> list[float]:
@@ -77,13 +77,13 @@ def test_log_probabilities_equal_a_loop_over_tokens(
 
 
 def logps_and_gradient(base: Base, copies: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    bank = shaken(base, copies)
+    model = shaken(base, copies)
     rows = pack(pair_rows(pairs(6), shared=True), device=base.device, copies=copies)
-    with bank.train(0, copies), use_layout(rows):
+    with model.train(slice(0, copies)), use_layout(rows):
         values = response_logps(base, rows)
         (values * torch.linspace(-1, 1, len(values), device=base.device)).sum().backward()
-    gradient = bank.grads.clone()
-    bank.remove()
+    gradient = model.adapters.grads.clone()
+    model.adapters.remove()
     return values.detach().cpu(), gradient.cpu()
 
 
@@ -144,12 +144,12 @@ def test_the_loss_curve_is_the_cpus(cuda_base: Load) -> None:
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_samples_do_not_depend_on_batch_mates(kind: str, cuda_base: Load) -> None:
     base = cuda_base(kind)
-    bank = shaken(base, 3)
+    model = shaken(base, 3)
     prompts = [p.prompt_ids for p in pairs(6)]
     options = {"samples": 2, "max_new_tokens": 10, "temperature": 1.0, "seed": 3}
-    together = sample(base, bank, prompts, adapters=slice(0, 3), **options)
+    together = sample(model, prompts, adapters=slice(0, 3), **options)
     for slot in range(3):
-        alone = sample(base, bank, prompts, adapters=slice(slot, slot + 1), **options)[0]
+        alone = sample(model, prompts, adapters=slice(slot, slot + 1), **options)[0]
         same = np.mean([a.tokens == b.tokens for a, b in zip(alone, together[slot], strict=True)])
         assert same >= 0.9  # a near tie of two tokens may fall either way with another batch's rounding
     assert [s.tokens for s in together[0]] != [s.tokens for s in together[1]]
@@ -165,19 +165,19 @@ def test_quantized_bases_load_and_train(kind: str, off: float, cuda_base: Load) 
     got = score_rows(base, rows)
     assert np.abs(got - wanted).max() <= off * np.abs(wanted).max()
     assert np.abs(got - wanted).max() > 0  # it is quantized
-    runs, bank = train(base, CONFIG)
+    runs, model = train(base, CONFIG)
     assert all(run.diverged_at is None for run in runs)
     assert losses(runs[0])[-1] < losses(runs[0])[0]
     assert all(np.isfinite(losses(run)).all() for run in runs)
-    assert bank.grads.abs().sum() > 0
+    assert model.adapters.grads.abs().sum() > 0
 
 
 @needs_bitsandbytes
 @pytest.mark.parametrize("kind", ["adamw8bit", "paged_adamw8bit"])
 def test_8_bit_optimizers_train_like_adamw(kind: str, cuda_base: Load) -> None:
     plain, _ = train(cuda_base(), CONFIG, ("dpo",))
-    eight, bank = train(cuda_base(), CONFIG.model_copy(update={"optimizer": kind}), ("dpo",))
-    assert bank.params.isfinite().all()
+    eight, model = train(cuda_base(), CONFIG.model_copy(update={"optimizer": kind}), ("dpo",))
+    assert model.adapters.params.isfinite().all()
     np.testing.assert_allclose(losses(eight[0]), losses(plain[0]), atol=0.05)
     assert losses(eight[0])[-1] < losses(eight[0])[0]
 
@@ -187,9 +187,9 @@ def test_a_step_does_not_wait_for_the_device(cuda_base: Load) -> None:
     config = CONFIG.model_copy(update={"steps": 4, "log_every": 100, "eval_every": 100})
     train(base, config, ("dpo",))  # whatever is set up once
     base = cuda_base(dtype="bfloat16")
-    bank = AdapterBank(base.model, size=1, rank=4, alpha=8, device=base.device)
-    bank.initialise(0, 0)
-    with bank.off():
+    model = AdaptedModel.wrap(base, LORA, size=1)
+    model.adapters.initialise(0, 0)
+    with model.off():
         sets = [pair_set(base, scored(8, 1)), pair_set(base, scored(4, 2))]
     waits: list[int] = []
 
@@ -201,7 +201,7 @@ def test_a_step_does_not_wait_for_the_device(cuda_base: Load) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            train_group(base, bank, [run], train=sets[0], heldout=sets[1], config=config, seed=0, progress=watch)
+            train_group(model, [run], train=sets[0], heldout=sets[1], config=config, seed=0, progress=watch)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     messages = [str(w.message) for w in caught if "synchroniz" in str(w.message).lower()]

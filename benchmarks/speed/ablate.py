@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from prefopt.model import attention
+from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
 from prefopt.model.head import token_logps
 from prefopt.model.logps import pair_rows, response_logps
@@ -37,11 +38,11 @@ def _reference(side: Side) -> AbstractContextManager[Any]:
     """The reference's log-probabilities by a pass of its own at every step, instead of from the cache."""
     prepare = step.prepare
 
-    def live(base: Base, bank: Any, *args: Any, **kwargs: Any) -> Any:
-        micro = prepare(base, bank, *args, **kwargs)
-        single = prepare(base, bank, *args, **{**kwargs, "copies": 1}) if micro.rows.copies > 1 else micro
-        with torch.no_grad(), bank.off(), use_layout(single.rows):
-            values = response_logps(base, single.rows)
+    def live(model: AdaptedModel, *args: Any, **kwargs: Any) -> Any:
+        micro = prepare(model, *args, **kwargs)
+        single = prepare(model, *args, **{**kwargs, "copies": 1}) if micro.rows.copies > 1 else micro
+        with torch.no_grad(), model.off(), use_layout(single.rows):
+            values = response_logps(model.base, single.rows)
         return dataclasses.replace(micro, reference=values.view(-1, 2).t().contiguous())
 
     return patch.object(step, "prepare", live)
@@ -87,10 +88,13 @@ def _packing(side: Side) -> AbstractContextManager[Any]:
 @contextmanager
 def _forward(side: Side) -> Iterator[None]:
     """PEFT's own forward pass of a LoRA layer, on views of the same numbers."""
-    layers = {name: m for name, m in side.bank.peft.named_modules() if isinstance(m, LoraLayer)}
+    layers = {name: m for name, m in side.model.adapters.peft.named_modules() if isinstance(m, LoraLayer)}
     own = {name: layer.forward for name, layer in layers.items()}
-    values, gradients = side.bank.views(side.bank.params[:1]), side.bank.views(side.bank.grads[:1])
-    for site, (a, b), (da, db) in zip(side.bank.sites, values, gradients, strict=True):
+    values, gradients = (
+        side.model.adapters.views(side.model.adapters.params[:1]),
+        side.model.adapters.views(side.model.adapters.grads[:1]),
+    )
+    for site, (a, b), (da, db) in zip(side.model.adapters.sites, values, gradients, strict=True):
         layer = layers[site.name]
         del layer.forward
         for matrices, value, gradient in ((layer.lora_A, a[0], da[0]), (layer.lora_B, b[0], db[0])):

@@ -29,9 +29,9 @@ from benchmarks.speed.cases import (
 )
 from benchmarks.speed.workers import Gate
 from prefopt import make_loss
-from prefopt.config.schema import Train
+from prefopt.config.schema import Lora, Train
 from prefopt.data.order import pair_order
-from prefopt.model.adapters import AdapterBank
+from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base, choose_path
 from prefopt.model.generate import sample
 from prefopt.runtime import memory
@@ -65,17 +65,17 @@ class Side:
         model.requires_grad_(False)
         model.eval()
         name = digest(repr(case))
-        self.base = choose_path(Base(model, build_tokenizer(), name, name, case.torch_dtype, self.device))
-        if not self.base.packed:
-            raise RuntimeError(f"packed rows were refused: {self.base.why_plain}")
-        self.bank = AdapterBank(model, size=adapters, rank=RANK, alpha=ALPHA, device=self.device)
+        base = choose_path(Base(model, build_tokenizer(), name, name, case.torch_dtype, self.device))
+        if not base.packed:
+            raise RuntimeError(f"packed rows were refused: {base.why_plain}")
+        self.model = AdaptedModel.wrap(base, Lora(rank=RANK, alpha=ALPHA), size=adapters)
         for slot in range(adapters):
-            self.bank.initialise(slot, case.seed)
+            self.model.adapters.initialise(slot, case.seed)
         self.build_s = time.perf_counter() - began
         self.pairs = make_pairs(case)
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as cache:
-            reference = reference_logps(self.base, self.pairs, data_hash=name, cache=Path(cache))
+            reference = reference_logps(base, self.pairs, data_hash=name, cache=Path(cache))
         self.reference_s = time.perf_counter() - began
         self.train = PairSet(self.pairs, reference)
 
@@ -99,10 +99,9 @@ class Side:
             **options,
         }
         runs = self.runs(losses)
-        self.fit = fit(self.base, self.bank, runs, self.pairs, Train(**config))
+        self.fit = fit(self.model, runs, self.pairs, Train(**config))
         train_group(
-            self.base,
-            self.bank,
+            self.model,
             runs,
             train=self.train,
             heldout=PairSet(self.pairs[:1], _first(self.train.reference)),
@@ -163,8 +162,10 @@ def work(
     """Train until told to stop; see ``trl_side.work``."""
     side = Side(case, len(losses))
     if b_std:
-        values = initial_adapter(side.bank.peft, case.seed, b_std=b_std)
-        for (a, b), (new_a, new_b) in zip(side.bank.views(side.bank.params[:1]), values, strict=True):
+        values = initial_adapter(side.model.adapters.peft, case.seed, b_std=b_std)
+        for (a, b), (new_a, new_b) in zip(
+            side.model.adapters.views(side.model.adapters.params[:1]), values, strict=True
+        ):
             a.copy_(new_a)
             b.copy_(new_b)
     gate = Gate(connection, case.device)
@@ -178,7 +179,7 @@ def work(
         if b_std:
             facts["loss"] = runs[0].history[-1]["loss"]
             if step == 1:
-                facts["gradient"] = side.bank.grads[0].cpu().numpy()
+                facts["gradient"] = side.model.adapters.grads[0].cpu().numpy()
         gate.step_done(facts)
 
     made = side.runs(losses)
@@ -233,7 +234,7 @@ def _sample_job(side: Side, *, adapters: int, prompts: int, samples: int, tokens
     def once(length: int) -> tuple[float, int]:
         began = time.perf_counter()
         drawn = sample(
-            side.base, side.bank, some, adapters=slice(0, adapters), samples=samples, max_new_tokens=length,
+            side.model, some, adapters=slice(0, adapters), samples=samples, max_new_tokens=length,
             temperature=1.0, seed=side.case.seed,
         )  # fmt: skip
         return time.perf_counter() - began, sum(len(s.tokens) for one in drawn for s in one)

@@ -37,5 +37,5 @@ def pairs(
     with Console(style(quiet, False)) as console:
         materials = prepare(wanted, pick_device(wanted.device), console)
         labelled = (materials.heldout if heldout else materials.train).pairs
-        write_jsonl(out, as_rows(materials.base, labelled))
+        write_jsonl(out, as_rows(materials.model.base, labelled))
         console.say(f"{len(labelled)} pairs: {out}")

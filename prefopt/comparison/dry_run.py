@@ -11,6 +11,7 @@ from prefopt.config.schema import Config
 from prefopt.data import TokenPair
 from prefopt.evaluate.divergence import policy_and_reference
 from prefopt.evaluate.samples import sampled_together
+from prefopt.model.adapted import AdaptedModel
 from prefopt.model.adapters import AdapterBank
 from prefopt.model.base import Base, load_base
 from prefopt.model.generate import Sample, rows_per_batch, sample
@@ -42,21 +43,19 @@ def plan(config: Config, *, progress: Progress) -> dict[str, Any]:
     progress.stage("loading the model", 0, 1)
     base = load_base(model.name, dtype=model.dtype, quantization=model.quantization, device=device)
     pairs, prompts = _pairs(config, own, task, base, progress)
-    lora, train = config.lora, config.train
+    train = config.train
     n_variants, n_seeds = len(config.variants), len(config.seeds)
-    bank = AdapterBank(
-        base.model, size=n_variants + 1, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, device=device
-    )
+    adapted = AdaptedModel.wrap(base, config.lora, size=n_variants + 1)
     memory.reset_peak(device)
     progress.stage("probing a training step", 0, 1)
-    chosen, step_s, optimizer_gib = _time_steps(config, base, bank, pairs)
+    chosen, step_s, optimizer_gib = _time_steps(config, adapted, pairs)
     train_gib = memory.peak_gib(device) + optimizer_gib
     progress.stage("probing the evaluation", 0, 1)
     memory.reset_peak(device)
-    token_s, cache_gib = _time_decoding(config, base, bank, prompts)
+    token_s, cache_gib = _time_decoding(config, adapted, prompts)
     sample_gib = memory.peak_gib(device) + cache_gib
     memory.reset_peak(device)
-    score_s = _time_scoring(config, base, bank, prompts)
+    score_s = _time_scoring(config, adapted, prompts)
     peaks = (train_gib, sample_gib, memory.peak_gib(device))
     tokens = [len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs]
     per_run = round(float(np.mean(tokens)) * train.steps * train.pairs_per_step)
@@ -74,7 +73,7 @@ def plan(config: Config, *, progress: Progress) -> dict[str, Any]:
         "fine-tune of the reference": f"{config.sft_steps} steps" if config.sft_steps else "none",
         "device": str(device),
         "weights": str(base.dtype).removeprefix("torch.") + ("" if base.packed else f", plain path: {base.why_plain}"),
-        "adapter parameters": bank.params.shape[1],
+        "adapter parameters": adapted.adapters.params.shape[1],
         "pairs of a pass": chosen.micro_batch,
         "adapters of a pass": chosen.stack,
         "checkpointing": chosen.checkpointing,
@@ -110,19 +109,19 @@ def _pairs(
     return pairs, [encode(base, text) for text in texts.evaluation]
 
 
-def _time_steps(config: Config, base: Base, bank: AdapterBank, pairs: list[TokenPair]) -> tuple[Fit, float, float]:
+def _time_steps(config: Config, model: AdaptedModel, pairs: list[TokenPair]) -> tuple[Fit, float, float]:
     """How a step fits the machine, the seconds of one run's, and the GiB of the other runs' optimizer states."""
     runs = [Run(v.name, v.build(), config.learning_rate(v), slot) for slot, v in enumerate(config.variants)]
     for run in runs:
-        bank.initialise(run.slot, 0)
-    chosen = fit(base, bank, runs, pairs, config.train)
+        model.adapters.initialise(run.slot, 0)
+    chosen = fit(model, runs, pairs, config.train)
     train = chosen.apply(config.train)
     longest = sorted(pairs, key=lambda p: -len(p.prompt_ids) - len(p.chosen_ids) - len(p.rejected_ids))
     runs, rest = runs[: chosen.stack], len(runs) - chosen.stack
-    step_seconds(base, bank, runs, longest[: train.pairs_per_step], train)  # decides the peak of memory
-    seconds = step_seconds(base, bank, runs, pairs[: train.pairs_per_step], train) / chosen.stack
+    step_seconds(model, runs, longest[: train.pairs_per_step], train)  # decides the peak of memory
+    seconds = step_seconds(model, runs, pairs[: train.pairs_per_step], train) / chosen.stack
     moments = 8 if train.optimizer == "adamw" else 2  # bytes a parameter
-    return chosen, seconds, rest * moments * bank.params.shape[1] / 2**30
+    return chosen, seconds, rest * moments * model.adapters.params.shape[1] / 2**30
 
 
 def _probed(config: Config, bank: AdapterBank, prompts: list[tuple[int, ...]]) -> tuple[slice, list[tuple[int, ...]]]:
@@ -132,17 +131,15 @@ def _probed(config: Config, bank: AdapterBank, prompts: list[tuple[int, ...]]) -
     return adapters, prompts[: max(1, rows_per_batch(bank.params.device) // rows)]
 
 
-def _time_decoding(
-    config: Config, base: Base, bank: AdapterBank, prompts: list[tuple[int, ...]]
-) -> tuple[float, float]:
+def _time_decoding(config: Config, model: AdaptedModel, prompts: list[tuple[int, ...]]) -> tuple[float, float]:
     """Seconds a sampled token in one batch, and the GiB that its keys and values will still grow by."""
     evaluation = config.evaluation
-    adapters, some = _probed(config, bank, prompts)
+    base = model.base
+    adapters, batch = _probed(config, model.adapters, prompts)
     began = time.perf_counter()
     sample(
-        base,
-        bank,
-        some,
+        model,
+        batch,
         adapters=adapters,
         samples=evaluation.samples,
         max_new_tokens=DECODE_STEPS,
@@ -150,7 +147,7 @@ def _time_decoding(
         seed=0,
     )
     wait(base.device)
-    rows = len(some) * evaluation.samples * (adapters.stop - adapters.start)
+    rows = len(batch) * evaluation.samples * (adapters.stop - adapters.start)
     shape = base.model.config.get_text_config()
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
@@ -159,17 +156,18 @@ def _time_decoding(
     return (time.perf_counter() - began) / (rows * DECODE_STEPS), growth
 
 
-def _time_scoring(config: Config, base: Base, bank: AdapterBank, prompts: list[tuple[int, ...]]) -> float:
+def _time_scoring(config: Config, model: AdaptedModel, prompts: list[tuple[int, ...]]) -> float:
     """Seconds a sampled token that its exact KL and log-probabilities take."""
     evaluation = config.evaluation
     source = np.random.default_rng(0)
-    _, some = _probed(config, bank, prompts)
+    base = model.base
+    _, batch = _probed(config, model.adapters, prompts)
     drawn = [
         Sample(i, number, tuple(source.integers(0, base.head.shape[0], evaluation.max_new_tokens).tolist()), False)
-        for i in range(len(some))
+        for i in range(len(batch))
         for number in range(evaluation.samples)
     ]
     began = time.perf_counter()
-    policy_and_reference(base, bank, 0, some, drawn)
+    policy_and_reference(model, 0, batch, drawn)
     wait(base.device)
     return (time.perf_counter() - began) / (len(drawn) * evaluation.max_new_tokens)

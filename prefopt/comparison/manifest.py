@@ -31,7 +31,7 @@ def describe(
         command: The command line.
         determinism: What training a few steps twice has shown.
     """
-    base = materials.base
+    base = materials.model.base
     return Manifest(
         schema=SCHEMA,
         name=config.name,

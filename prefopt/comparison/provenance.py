@@ -80,7 +80,7 @@ def conditions(config: Config, materials: Materials, *, seed: int, initial_adapt
         seed: Decides the order of the pairs.
         initial_adapter: The hash of the adapter before the first step.
     """
-    train, base = config.train, materials.base
+    train, base = config.train, materials.model.base
     order = pair_order(len(materials.train.pairs), seed=seed, steps=train.steps, pairs_per_step=train.pairs_per_step)
     sampling = config.evaluation.model_dump(mode="json", exclude={"delta"})
     return Conditions(

@@ -87,7 +87,7 @@ def refuse_other_materials(folder: ResultsFolder, materials: Materials) -> None:
     before = manifest_before(folder)
     if before is None:
         return
-    _require_same(folder, "model", {"hash": before.model.get("hash")}, {"hash": materials.base.hash})
+    _require_same(folder, "model", {"hash": before.model.get("hash")}, {"hash": materials.model.base.hash})
     now = provenance.material_hashes(materials)
     _require_same(folder, "hashes", {key: before.hashes.get(key, value) for key, value in now.items()}, now)
 

@@ -126,7 +126,7 @@ def _require_scores(config: Config, materials: Materials) -> None:
 
 def _bytes_needed(config: Config, materials: Materials) -> int:
     """Two checkpoints of each run under way and one being written, an adapter of each run, and the samples."""
-    adapter = 4 * int(materials.bank.params.shape[1])
+    adapter = 4 * int(materials.model.adapters.params.shape[1])
     evaluation, seeds, variants = config.evaluation, len(config.seeds), len(config.variants)
     samples = len(materials.prompts.ids) * evaluation.samples * (8 * evaluation.max_new_tokens + 100)
     return 3 * (3 * adapter) * variants + adapter * variants * seeds + samples * (variants + 1) * seeds
@@ -144,9 +144,7 @@ def _describe(
     progress.stage("training a few steps twice, to see whether they repeat", 0, 1)
     repeats = before.determinism if before is not None else None
     if not isinstance(repeats, dict):
-        repeats = determinism.probe(
-            materials.base, materials.bank, materials.train, materials.heldout, step.apply(config.train)
-        )
+        repeats = determinism.probe(materials.model, materials.train, materials.heldout, step.apply(config.train))
     manifest = describe(config, materials, step, command, repeats)
     folder.write_manifest(
         replace(manifest, created=before.created) if before is not None and before.created else manifest
@@ -161,9 +159,9 @@ def _step(before: Manifest | None, config: Config, materials: Materials, progres
     """How a step fits the machine: as it was chosen when the folder was made, else measured now."""
     if before is not None and before.step:
         step = Fit(**before.step)
-        set_checkpointing(materials.base, step.checkpointing)
+        set_checkpointing(materials.model.base, step.checkpointing)
         return step
     progress.stage("fitting a step to the machine", 0, 1)
-    materials.bank.params.zero_()
+    materials.model.adapters.params.zero_()
     trial = [Run(v.name, v.build(), config.learning_rate(v), slot) for slot, v in enumerate(config.variants)]
-    return fit(materials.base, materials.bank, trial, materials.train.pairs, config.train)
+    return fit(materials.model, trial, materials.train.pairs, config.train)

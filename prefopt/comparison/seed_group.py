@@ -61,26 +61,26 @@ class SeedGroup:
         for group in [[v] for v in variants] if alone else [variants] if variants else []:
             self._train_and_evaluate(group, seed, title, conditions)
         if None in absent and (REFERENCE, seed) not in skip:
-            key = provenance.reference_key(self.config, self.materials.base.device)
+            key = provenance.reference_key(self.config, self.materials.model.base.device)
             self.progress.at(seed, [REFERENCE], self.train.steps)
             self._evaluate_reference(Origin(REFERENCE, seed, key, conditions), title)
 
     def _conditions(self, seed: int) -> Conditions:
         """The conditions of a seed's runs; every adapter is left at zero but the first, which is as each begins."""
-        bank = self.materials.bank
+        bank = self.materials.model.adapters
         self.sampled.clear()
         bank.params.zero_()
         bank.initialise(0, seed)
         return provenance.conditions(self.config, self.materials, seed=seed, initial_adapter=bank.hash(0))
 
     def _train_and_evaluate(self, variants: Sequence[Variant], seed: int, title: str, conditions: Conditions) -> None:
-        device = self.materials.base.device
+        device = self.materials.model.base.device
         runs = [Run(v.name, v.build(), self.config.learning_rate(v), slot) for slot, v in enumerate(variants)]
         origins = [Origin(v.name, seed, provenance.run_key(self.config, v, device), conditions) for v in variants]
         memory.reset_peak(device)
         self.sampled.clear()
         for run in runs:
-            self.materials.bank.initialise(run.slot, seed)
+            self.materials.model.adapters.initialise(run.slot, seed)
             self._require_same_start(run.variant, seed, conditions)
         keepers = {run.slot: self._keeper(origin) for run, origin in zip(runs, origins, strict=True)}
         self._restore(runs, keepers, title)
@@ -97,8 +97,7 @@ class SeedGroup:
             self.progress.step(f"{title}: training {len(runs)} variants", step, self.train.steps, values)
 
         train_group(
-            self.materials.base,
-            self.materials.bank,
+            self.materials.model,
             runs,
             train=self.materials.train,
             heldout=self.materials.heldout,
@@ -126,7 +125,7 @@ class SeedGroup:
             steps = steps_of[run.slot]
             if steps:
                 step = steps[0] if shared is None else shared
-                keepers[run.slot].restore(step, run, self.materials.bank, self.train)
+                keepers[run.slot].restore(step, run, self.materials.model.adapters, self.train)
             keepers[run.slot].found.clear()
         going_on = {run.step for run in runs if run.step}
         if going_on:
@@ -141,7 +140,7 @@ class SeedGroup:
         try:
             if run.diverged_at is not None or not run.reason:
                 evaluation = None if run.reason else self._evaluate(run, origin, title)
-                record.write_run(self.folder, origin, run, self.materials.bank, evaluation)
+                record.write_run(self.folder, origin, run, self.materials.model.adapters, evaluation)
                 return
         except Exception as problem:
             run.reason = f"{why_left(problem)} in its evaluation"
@@ -153,26 +152,23 @@ class SeedGroup:
         materials, seed = self.materials, origin.seed
         slot = materials.reference_slot if run is None else run.slot
         self.progress.stage(f"{title}: sampling from {origin.variant}", 0, 1)
-        memory.give_back(materials.base.device)
+        memory.give_back(materials.model.base.device)
         began = time.perf_counter()
         samples = self._samples(slot, seed)
         sample_s = time.perf_counter() - began
         self.progress.stage(f"{title}: evaluating {origin.variant}", 0, 1)
         began = time.perf_counter()
-        base, bank = materials.base, materials.bank
-        scored = score_samples(base, bank, slot, materials.prompts, samples, materials.task)
-        pairs = heldout_frame(base, bank, run, materials.heldout, seed=seed) if run is not None else None
+        scored = score_samples(materials.model, slot, materials.prompts, samples, materials.task)
+        pairs = heldout_frame(materials.model, run, materials.heldout, seed=seed) if run is not None else None
         return Evaluation(scored, pairs, {"sample_s": sample_s, "evaluate_s": time.perf_counter() - began})
 
     def _samples(self, slot: int, seed: int) -> list[Sample]:
         """One policy's samples; those that were drawn in one batch with it are kept for their own evaluation."""
         materials = self.materials
         if slot not in self.sampled:
-            together = sampled_together(materials.bank, slot)
+            together = sampled_together(materials.model.adapters, slot)
             settings = self.config.evaluation
-            self.sampled.update(
-                draw_samples(materials.base, materials.bank, together, materials.prompts, settings, seed=seed)
-            )
+            self.sampled.update(draw_samples(materials.model, together, materials.prompts, settings, seed=seed))
         return self.sampled.pop(slot)
 
     def _require_same_start(self, variant: str, seed: int, conditions: Conditions) -> None:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from prefopt.model.adapters import AdapterBank
+from prefopt.model.adapted import AdaptedModel, one
 from prefopt.model.base import Base
 from prefopt.model.generate import Sample
 from prefopt.model.head import chunks, tiles
@@ -19,26 +19,27 @@ from prefopt.model.packing import PackedRows, Row, pack, use_layout
 
 @torch.inference_mode()
 def policy_and_reference(
-    base: Base, bank: AdapterBank, slot: int, prompts: Sequence[Sequence[int]], drawn: Sequence[Sample]
+    model: AdaptedModel, slot: int, prompts: Sequence[Sequence[int]], samples: Sequence[Sample]
 ) -> tuple[npt.NDArray[np.float64], ...]:
     """For each sample, summed over its tokens, in nats: exact KL(pi || pi_ref), log pi, log pi_ref.
 
     The KL is the sum over positions of the divergence of the two next-token distributions (Rao-Blackwellised,
     arXiv:2504.10637), at temperature 1.
     """
+    base = model.base
     by_prompt: dict[int, list[int]] = {}
-    for index, one in enumerate(drawn):
-        by_prompt.setdefault(one.prompt, []).append(index)
+    for index, response in enumerate(samples):
+        by_prompt.setdefault(response.prompt, []).append(index)
     per_row = RESPONSES_PER_ROW if base.packed else 1
-    groups = [some[i : i + per_row] for some in by_prompt.values() for i in range(0, len(some), per_row)]
-    rows = [Row(prompts[drawn[g[0]].prompt], tuple(drawn[i].tokens for i in g)) for g in groups]
-    out = np.empty((3, len(drawn)))
+    groups = [same[i : i + per_row] for same in by_prompt.values() for i in range(0, len(same), per_row)]
+    rows = [Row(prompts[samples[g[0]].prompt], tuple(samples[i].tokens for i in g)) for g in groups]
+    out = np.empty((3, len(samples)))
     for batch in batches_of_rows(rows):
         packed = pack([rows[i] for i in batch], device=base.device)
         with use_layout(packed):
-            with bank.use(slot, slot + 1):
+            with model.use(one(slot)):
                 policy = _states(base, packed)
-            with bank.off():
+            with model.off():
                 reference = _states(base, packed)
         per_token = _divergence(base, policy, reference, packed.targets)
         where = [index for i in batch for index in groups[i]]

@@ -14,8 +14,8 @@ import pandas as pd
 from prefopt.config.schema import Evaluation
 from prefopt.evaluate.divergence import policy_and_reference
 from prefopt.evaluate.diversity import diversity
+from prefopt.model.adapted import AdaptedModel
 from prefopt.model.adapters import AdapterBank
-from prefopt.model.base import Base
 from prefopt.model.generate import Sample, sample
 from prefopt.storage.schema import SCORE_COLUMNS
 from prefopt.tasks.base import Task
@@ -38,23 +38,22 @@ class PolicySamples:
     diversity: dict[str, float]
 
 
-def sampled_together(bank: AdapterBank, slot: int) -> slice:
+def sampled_together(adapters: AdapterBank, slot: int) -> slice:
     """The adapters of the batch in which adapter ``slot`` is sampled.
 
-    On a GPU it is the whole bank, whose launches are shared; always the whole, so that the shape of the batch, which
+    On a GPU it is all adapters, whose launches are shared; always the whole, so that the shape of the batch, which
     decides which kernels run, does not depend on which runs are missing. On a CPU, where nothing is gained by more
     rows, each adapter is alone, and its samples do not depend on the others at all.
     """
-    return slice(0, bank.params.shape[0]) if bank.params.device.type == "cuda" else slice(slot, slot + 1)
+    return slice(0, adapters.params.shape[0]) if adapters.params.device.type == "cuda" else slice(slot, slot + 1)
 
 
 def draw_samples(
-    base: Base, bank: AdapterBank, slots: slice, prompts: Prompts, settings: Evaluation, *, seed: int
+    model: AdaptedModel, slots: slice, prompts: Prompts, settings: Evaluation, *, seed: int
 ) -> dict[int, list[Sample]]:
-    """Samples of neighbouring adapters in one batch, by slot; the bank's zero adapter stands for the reference."""
+    """Samples of neighbouring adapters in one batch, by slot; the zero adapter stands for the reference."""
     drawn = sample(
-        base,
-        bank,
+        model,
         prompts.ids,
         adapters=slots,
         samples=settings.samples,
@@ -66,15 +65,15 @@ def draw_samples(
 
 
 def score_samples(
-    base: Base, bank: AdapterBank, slot: int, prompts: Prompts, drawn: Sequence[Sample], task: Task
+    model: AdaptedModel, slot: int, prompts: Prompts, drawn: Sequence[Sample], task: Task
 ) -> PolicySamples:
     """Reward, exact KL per token and log-probabilities of one policy's samples."""
     responses = [
-        base.tokenizer.decode(list(s.tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        model.base.tokenizer.decode(list(s.tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         for s in drawn
     ]
     texts = [prompts.texts[s.prompt] for s in drawn]
-    kl, logp, ref_logp = policy_and_reference(base, bank, slot, prompts.ids, drawn)
+    kl, logp, ref_logp = policy_and_reference(model, slot, prompts.ids, drawn)
     scores = pd.DataFrame(
         {
             "prompt_id": [s.prompt for s in drawn],

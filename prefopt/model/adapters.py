@@ -202,25 +202,25 @@ class AdapterBank:
         self.params[index] = row[0].to(self.params.device)
 
     @contextmanager
-    def train(self, start: int, stop: int) -> Iterator[None]:
-        """Run the model with adapters ``start`` to ``stop - 1`` stacked; their gradients go to ``grads``."""
+    def train(self, slots: slice) -> Iterator[None]:
+        """Run the model with the adapters of ``slots`` stacked; their gradients go to ``grads``."""
         anchor = torch.zeros(0, device=self.params.device, requires_grad=True)
-        sums = self.views(self.grads[start:stop])
+        sums = self.views(self.grads[slots])
         with self._activate(
-            [m._replace(gradients=g, anchor=anchor) for m, g in zip(self._matrices(start, stop), sums, strict=True)]
+            [m._replace(gradients=g, anchor=anchor) for m, g in zip(self._matrices(slots), sums, strict=True)]
         ):
             yield
 
     @contextmanager
-    def use(self, start: int, stop: int) -> Iterator[None]:
-        """Run the model with adapters ``start`` to ``stop - 1`` stacked, without gradients."""
-        with self._activate(self._matrices(start, stop)):
+    def use(self, slots: slice) -> Iterator[None]:
+        """Run the model with the adapters of ``slots`` stacked, without gradients."""
+        with self._activate(self._matrices(slots)):
             yield
 
-    def _matrices(self, start: int, stop: int) -> list[Matrices]:
-        """Adapters ``start`` to ``stop - 1`` in the base's type, converted in one go."""
+    def _matrices(self, slots: slice) -> list[Matrices]:
+        """The adapters of ``slots`` in the base's type, converted in one go."""
         dtype = next(p.dtype for p in self.peft.parameters() if p.is_floating_point() and p.device.type != "meta")
-        return [Matrices(a, b, self.scale) for a, b in self.views(self.params[start:stop].to(dtype))]
+        return [Matrices(a, b, self.scale) for a, b in self.views(self.params[slots].to(dtype))]
 
     @contextmanager
     def off(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.model.adapters import AdapterBank
+from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
 from prefopt.model.head import chunks, tiles
 from prefopt.model.packing import PackedRows, Row, pack, use_layout
@@ -210,8 +210,7 @@ def rows_per_batch(device: torch.device) -> int:
 
 @torch.inference_mode()
 def sample(
-    base: Base,
-    bank: AdapterBank,
+    model: AdaptedModel,
     prompts: Sequence[Sequence[int]],
     *,
     adapters: slice | None,
@@ -221,11 +220,10 @@ def sample(
     seed: int,
     prompt_ids: Sequence[int] | None = None,
 ) -> list[list[Sample]]:
-    """Draw responses from the base (``adapters`` None) or from neighbouring adapters of the bank, all in one batch.
+    """Draw responses from the base (``adapters`` None) or from neighbouring adapters, all in one batch.
 
     Args:
-        base: The model.
-        bank: Its adapters.
+        model: The base and its adapters.
         prompts: Token ids of each prompt.
         adapters: Which adapters, as a slice of slots; None for the base alone.
         samples: Responses for each prompt.
@@ -237,6 +235,7 @@ def sample(
     Returns:
         For each adapter its samples, ordered by prompt, then number.
     """
+    base = model.base
     ids = list(prompt_ids) if prompt_ids is not None else list(range(len(prompts)))
     copies = 1 if adapters is None else adapters.stop - adapters.start
     per_batch = max(1, rows_per_batch(base.device) // (copies * samples))
@@ -244,7 +243,7 @@ def sample(
     out: list[list[Sample]] = [[] for _ in range(copies)]
     for start in range(0, len(order), per_batch):
         some = order[start : start + per_batch]
-        with bank.off() if adapters is None else bank.use(adapters.start, adapters.stop):
+        with model.off() if adapters is None else model.use(adapters):
             derived = [[derive_seed(seed, "sampling", ids[i], s) | 1] for i in some for s in range(samples)]
             keys = torch.tensor(derived, device=base.device)
             tokens = _decode(base, [prompts[i] for i in some], keys, copies, samples, max_new_tokens, temperature)

@@ -15,8 +15,7 @@ from prefopt.data import (
     require_enough,
 )
 from prefopt.evaluate.samples import Prompts
-from prefopt.model.adapters import AdapterBank
-from prefopt.model.base import Base
+from prefopt.model.adapted import AdaptedModel
 from prefopt.prepare.onpolicy import encode, make_pairs
 from prefopt.prepare.own_pairs import own_pairs, read_pairs
 from prefopt.prepare.reference import load_reference
@@ -32,8 +31,7 @@ from prefopt.train.pairset import PairSet, reference_logps
 class Materials:
     """Everything that all runs share."""
 
-    base: Base
-    bank: AdapterBank
+    model: AdaptedModel
     task: Task
     train: PairSet
     heldout: PairSet
@@ -44,8 +42,8 @@ class Materials:
 
     @property
     def reference_slot(self) -> int:
-        """The bank's last adapter, which is zero: the reference itself."""
-        return self.bank.params.shape[0] - 1
+        """The last adapter, which is zero: the reference itself."""
+        return self.model.adapters.params.shape[0] - 1
 
 
 def prepare(config: Config, device: torch.device, progress: Progress) -> Materials:
@@ -57,16 +55,9 @@ def prepare(config: Config, device: torch.device, progress: Progress) -> Materia
     base = load_reference(config, task, device, cache, progress.stage)
     if not base.packed:
         progress.say(f"plain path, each response in a padded row of its own: {base.why_plain}")
-    bank = AdapterBank(
-        base.model,
-        size=len(config.variants) + 1,
-        rank=config.lora.rank,
-        alpha=config.lora.alpha,
-        targets=config.lora.targets,
-        device=device,
-    )
+    model = AdaptedModel.wrap(base, config.lora, size=len(config.variants) + 1)
     if own is None:
-        train, heldout, prompts, facts = _task_pairs(config, base, bank, task, cache, progress)
+        train, heldout, prompts, facts = _task_pairs(config, model, task, cache, progress)
     else:
         train, heldout, prompts, facts = own_pairs(config, own, base, progress)
     require_enough(len(train), config.train.pairs_per_step)
@@ -85,23 +76,23 @@ def prepare(config: Config, device: torch.device, progress: Progress) -> Materia
         "label_accuracy": facts.pop("label_accuracy", None),
         "fingerprint": task.fingerprint,
     }
-    return Materials(base, bank, task, sets[0], sets[1], prompts, digest(hashes), facts, task_facts)
+    return Materials(model, task, sets[0], sets[1], prompts, digest(hashes), facts, task_facts)
 
 
 def _task_pairs(
-    config: Config, base: Base, bank: AdapterBank, task: Task, cache: Path, progress: Progress
+    config: Config, model: AdaptedModel, task: Task, cache: Path, progress: Progress
 ) -> tuple[Sequence[TokenPair], Sequence[TokenPair], Prompts, dict[str, Any]]:
     progress.stage("sampling responses for the pairs", 0, 1)
     wanted = config.pairs
     texts = task.prompts(
-        base.tokenizer,
+        model.base.tokenizer,
         train=wanted.prompts,
         heldout=wanted.heldout_prompts,
         evaluation=config.evaluation.prompts,
         seed=wanted.seed,
     )
-    made = make_pairs(base, bank, task, texts, config, cache)
-    prompts = Prompts(tuple(encode(base, text) for text in texts.evaluation), texts.evaluation)
+    made = make_pairs(model, task, texts, config, cache)
+    prompts = Prompts(tuple(encode(model.base, text) for text in texts.evaluation), texts.evaluation)
     facts = {
         "truncated_chosen": sum(p.chosen_truncated for p in made.train),
         "truncated_rejected": sum(p.rejected_truncated for p in made.train),

@@ -13,7 +13,7 @@ import pandas as pd
 from prefopt.config.schema import Config, Pairs
 from prefopt.data import TokenPair
 from prefopt.model import generate
-from prefopt.model.adapters import AdapterBank
+from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
 from prefopt.runtime.seeding import numpy_generator
 from prefopt.storage.cache import kept_frame
@@ -40,15 +40,13 @@ class MadePairs:
     hash: str
 
 
-def make_pairs(
-    base: Base, bank: AdapterBank, task: Task, prompts: TaskPrompts, config: Config, cache: Path
-) -> MadePairs:
+def make_pairs(model: AdaptedModel, task: Task, prompts: TaskPrompts, config: Config, cache: Path) -> MadePairs:
     """Sample, score and label pairs, or take them from the cache.
 
     Responses with equal tokens make no pair. Held-out pairs are labelled without added noise.
     """
     settings = config.pairs
-    drawn = _responses(base, bank, task, prompts, settings, cache)
+    drawn = _responses(model, task, prompts, settings, cache)
     n_train = len(prompts.train)
     train = label(drawn[drawn["prompt_id"] < n_train], settings, noise=settings.label_noise)
     heldout = label(drawn[drawn["prompt_id"] >= n_train], settings, noise=0.0)
@@ -57,18 +55,16 @@ def make_pairs(
     return MadePairs(tuple(train), tuple(heldout), float(np.mean(right)), digest(content))
 
 
-def _responses(
-    base: Base, bank: AdapterBank, task: Task, prompts: TaskPrompts, settings: Pairs, cache: Path
-) -> pd.DataFrame:
+def _responses(model: AdaptedModel, task: Task, prompts: TaskPrompts, settings: Pairs, cache: Path) -> pd.DataFrame:
     """Columns prompt_id, prompt_ids, tokens, finished, reward: the reference's samples, cached."""
     texts = [*prompts.train, *prompts.heldout]
+    base = model.base
     shape = settings.model_dump(include={"samples", "max_new_tokens", "temperature", "seed"})
 
     def draw() -> pd.DataFrame:
         ids = [encode(base, text) for text in texts]
         drawn = generate.sample(
-            base,
-            bank,
+            model,
             ids,
             adapters=None,
             samples=settings.samples,

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from prefopt.config.schema import Config, Sft
-from prefopt.model.adapters import AdapterBank
+from prefopt.model.adapted import AdaptedModel, one
 from prefopt.model.base import Base, load_base
 from prefopt.model.logps import scored_logps
 from prefopt.model.packing import Row, pack, use_layout
@@ -55,8 +55,8 @@ def load_reference(
 def _fine_tune(base: Base, task: Task, config: Config, progress: Callable[[str, int, int], None]) -> None:
     """Train one adapter on the mean log-probability of texts' tokens, and merge it into the base."""
     sft, steps = config.sft, config.sft_steps
-    lora = config.lora
-    bank = AdapterBank(base.model, size=1, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, device=base.device)
+    model = AdaptedModel.wrap(base, config.lora, size=1)
+    bank = model.adapters
     bank.initialise(0, seed=0)
     parameter = torch.nn.Parameter(bank.params)
     parameter.grad = bank.grads
@@ -66,7 +66,7 @@ def _fine_tune(base: Base, task: Task, config: Config, progress: Callable[[str, 
         progress("fine-tuning the reference", step, steps)
         packed = pack(rows[step * sft.texts_per_step : (step + 1) * sft.texts_per_step], device=base.device)
         bank.grads.zero_()
-        with bank.train(0, 1), use_layout(packed):
+        with model.train(one(0)), use_layout(packed):
             (-scored_logps(base, packed).mean()).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([parameter], config.train.max_grad_norm)
         optimizer.param_groups[0]["lr"] = sft.learning_rate * (1 - step / steps)

@@ -77,13 +77,13 @@ def _train(
     here: world.World, variants: Mapping[str, str], train: PairSet, heldout: PairSet, *, seed: int, sampled: bool = True
 ) -> Trained:
     """Train a group from the same start, then enumerate and sample every policy and the reference."""
-    bank = here.bank
+    bank = here.model.adapters
     bank.params.zero_()
     runs = [Run(name, make_loss(spec), TRAIN.learning_rate, slot) for slot, (name, spec) in enumerate(variants.items())]
     for run in runs:
         bank.initialise(run.slot, seed)
     train_group(
-        here.base, bank, runs, train=train, heldout=heldout, config=TRAIN, seed=seed, progress=lambda step, values: None
+        here.model, runs, train=train, heldout=heldout, config=TRAIN, seed=seed, progress=lambda step, values: None
     )
     logps = {run.variant: here.logps(run.slot) for run in runs}
     logps[REFERENCE] = here.logps(None)
@@ -93,10 +93,9 @@ def _train(
 
 def _sample(here: world.World, names: list[str], seed: int) -> dict[str, PolicySamples]:
     prompts = Prompts(tuple(world.PROMPTS), tuple(" ".join(f"w{i}" for i in p) for p in world.PROMPTS))
-    drawn = draw_samples(here.base, here.bank, slice(0, len(names)), prompts, EVALUATION, seed=seed)
+    drawn = draw_samples(here.model, slice(0, len(names)), prompts, EVALUATION, seed=seed)
     return {
-        name: score_samples(here.base, here.bank, slot, prompts, drawn[slot], world.Task())
-        for slot, name in enumerate(names)
+        name: score_samples(here.model, slot, prompts, drawn[slot], world.Task()) for slot, name in enumerate(names)
     }
 
 
@@ -234,7 +233,7 @@ def label_noise(here: world.World, seed: int) -> list[Control]:
             trained = _train(here, {"dpo": "dpo"}, train, heldout, seed=one, sampled=False)
             results.append(world.exact_reward(trained.logps["dpo"]))
         rewards.append(float(np.mean(results)))
-    batch = heldout_logps(here.base, here.bank, 0, make_loss("dpo"), heldout, seed=seed)
+    batch = heldout_logps(here.model, 0, make_loss("dpo"), heldout, seed=seed)
     right = batch.logratios().margin > 0
     n = len(right)
     wide = SIGMAS * 0.5 / n**0.5

@@ -21,8 +21,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from prefopt.config.schema import Pairs
-from prefopt.model.adapters import AdapterBank
+from prefopt.config.schema import Lora, Pairs
+from prefopt.model.adapted import AdaptedModel, one
 from prefopt.model.base import Base, choose_path
 from prefopt.model.generate import Sample, sample
 from prefopt.model.logps import score_rows
@@ -97,8 +97,7 @@ def make_base() -> Base:
 class World:
     """The model, its adapters, and pairs of responses that it gave itself."""
 
-    base: Base
-    bank: AdapterBank
+    model: AdaptedModel
     drawn: pd.DataFrame
     heldout_drawn: pd.DataFrame
     cache: Path
@@ -114,16 +113,16 @@ class World:
     def _pairs(self, drawn: pd.DataFrame, noise: float) -> PairSet:
         pairs = label(drawn, Pairs(labels="argmax", seed=1), noise=noise)
         key = digest([[p.prompt_ids, p.chosen_ids, p.rejected_ids] for p in pairs])
-        with self.bank.off():
-            return PairSet(tuple(pairs), reference_logps(self.base, pairs, data_hash=key, cache=self.cache))
+        with self.model.off():
+            return PairSet(tuple(pairs), reference_logps(self.model.base, pairs, data_hash=key, cache=self.cache))
 
     def logps(self, slot: int | None) -> Floats:
         """(prompts, responses) log-probability of every response to every prompt; None for the reference."""
-        per_row = 8 if self.base.packed else 1
+        per_row = 8 if self.model.base.packed else 1
         starts = range(0, len(RESPONSES), per_row)
         rows = [Row(prompt, RESPONSES[i : i + per_row]) for prompt in PROMPTS for i in starts]
-        with self.bank.off() if slot is None else self.bank.use(slot, slot + 1):
-            return score_rows(self.base, rows).reshape(len(PROMPTS), -1).astype(np.float64)
+        with self.model.off() if slot is None else self.model.use(one(slot)):
+            return score_rows(self.model.base, rows).reshape(len(PROMPTS), -1).astype(np.float64)
 
 
 def make_world(cache: Path, *, slots: int) -> World:
@@ -133,19 +132,18 @@ def make_world(cache: Path, *, slots: int) -> World:
         cache: Where reference log-probabilities are kept meanwhile.
         slots: Adapters to make room for.
     """
-    base = make_base()
-    bank = AdapterBank(base.model, size=slots, rank=8, alpha=16)
+    model = AdaptedModel.wrap(make_base(), Lora(rank=8, alpha=16), size=slots)
     split = 2 * len(PROMPTS) // 3
     order = np.random.default_rng(3).permutation(len(PROMPTS))
     parts = []
     for some in (order[:split], order[split:]):
         chosen = [PROMPTS[i] for i in some]
         drawn = sample(
-            base, bank, chosen, adapters=None, samples=8, max_new_tokens=LONGEST, temperature=1.0, seed=11,
+            model, chosen, adapters=None, samples=8, max_new_tokens=LONGEST, temperature=1.0, seed=11,
             prompt_ids=[int(i) for i in some],
         )[0]  # fmt: skip
         parts.append(_frame(drawn, some))
-    return World(base, bank, parts[0], parts[1], cache)
+    return World(model, parts[0], parts[1], cache)
 
 
 def _frame(drawn: Sequence[Sample], prompts: npt.NDArray[np.int64]) -> pd.DataFrame:

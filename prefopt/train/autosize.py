@@ -17,7 +17,7 @@ from torch import Tensor
 from prefopt.config.schema import Train
 from prefopt.data import TokenPair
 from prefopt.errors import MachineError
-from prefopt.model.adapters import AdapterBank
+from prefopt.model.adapted import AdaptedModel, one
 from prefopt.model.base import Base
 from prefopt.model.head import CHUNK_ELEMENTS
 from prefopt.model.logps import pair_rows, response_logps
@@ -58,12 +58,11 @@ class Fit:
         return config.model_copy(update=update)
 
 
-def fit(base: Base, bank: AdapterBank, runs: Sequence[Run], pairs: Sequence[TokenPair], config: Train) -> Fit:
+def fit(model: AdaptedModel, runs: Sequence[Run], pairs: Sequence[TokenPair], config: Train) -> Fit:
     """Measure what a step keeps in memory, and choose.
 
     Args:
-        base: The model.
-        bank: Its adapters; rows of ``runs`` are used as they are and left as they were.
+        model: The base and its adapters; those of ``runs`` are used as they are and left as they were.
         runs: The variants of one seed.
         pairs: All training pairs; the longest decides.
         config: The shared loop's settings; what is set there is kept.
@@ -71,15 +70,16 @@ def fit(base: Base, bank: AdapterBank, runs: Sequence[Run], pairs: Sequence[Toke
     Raises:
         MachineError: If not even one pair with recomputed activations fits.
     """
+    base, bank = model.base, model.adapters
     longest = max(pairs, key=_tokens)
     free = free_bytes(base.device) * MEMORY_SHARE
     checkpointing = bool(config.checkpointing) if config.checkpointing != "auto" else False
     set_checkpointing(base, checkpointing)
-    per_token = activation_bytes(base, bank, longest)
+    per_token = activation_bytes(model, longest)
     if config.checkpointing == "auto" and per_token * _tokens(longest) > free:
         checkpointing = True
         set_checkpointing(base, True)
-        per_token = activation_bytes(base, bank, longest)
+        per_token = activation_bytes(model, longest)
     if per_token * _tokens(longest) > free / MEMORY_SHARE:
         raise MachineError(
             f"one pair of {_tokens(longest)} tokens needs {per_token * _tokens(longest) / 2**30:.1f} GiB for its "
@@ -93,7 +93,7 @@ def fit(base: Base, bank: AdapterBank, runs: Sequence[Run], pairs: Sequence[Toke
     elif base.device.type == "cpu":
         stack = 1  # bound by arithmetic, which stacking does not save
     else:
-        stack = fastest_stack(base, bank, runs, pairs, config, widest=max(1, room // micro))
+        stack = fastest_stack(model, runs, pairs, config, widest=max(1, room // micro))
     tokens = micro * stack * _tokens(longest)
     adapters = bank.params.shape[0] * bank.params.shape[1] * 4 * 2 + len(runs) * bank.params.shape[1] * 4 * 2
     return Fit(micro, stack, checkpointing, per_token, int(adapters + tokens * per_token + 3 * 4 * CHUNK_ELEMENTS))
@@ -103,10 +103,11 @@ def _tokens(pair: TokenPair) -> int:
     return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
 
 
-def activation_bytes(base: Base, bank: AdapterBank, pair: TokenPair) -> int:
+def activation_bytes(model: AdaptedModel, pair: TokenPair) -> int:
     """Bytes that one pass over a pair keeps for its backward pass, a token, parameters not counted."""
+    base = model.base
     known = {p.untyped_storage().data_ptr() for p in base.model.parameters() if p.device.type != "meta"}
-    known.add(bank.params.untyped_storage().data_ptr())
+    known.add(model.adapters.params.untyped_storage().data_ptr())
     kept: dict[int, int] = {}
 
     def keep(value: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ def activation_bytes(base: Base, bank: AdapterBank, pair: TokenPair) -> int:
         return value
 
     rows = pack(pair_rows([pair], shared=base.packed), device=base.device)
-    with bank.train(0, 1), use_layout(rows), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+    with model.train(one(0)), use_layout(rows), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         held = response_logps(base, rows)  # while it lives no storage is freed and its address used again
     del held
     return max(1, sum(kept.values()) // rows.input_ids.shape[0])
@@ -138,33 +139,33 @@ def set_checkpointing(base: Base, on: bool) -> None:
 
 
 def fastest_stack(
-    base: Base, bank: AdapterBank, runs: Sequence[Run], pairs: Sequence[TokenPair], config: Train, *, widest: int
+    model: AdaptedModel, runs: Sequence[Run], pairs: Sequence[TokenPair], config: Train, *, widest: int
 ) -> int:
     """Adapters of a pass, in powers of two and all, as long as each doubling makes a run faster."""
-    before = bank.params.clone()
+    before = model.adapters.params.clone()
     best, best_seconds = 1, float("inf")
     widths = [w for w in (1, 2, 4, 8, 16, 32, 64) if w < min(widest, len(runs))] + [min(widest, len(runs))]
-    some = list(pairs[: config.pairs_per_step])
+    pairs_of_a_step = list(pairs[: config.pairs_per_step])
     for width in widths:
-        seconds = step_seconds(base, bank, runs[:width], some, config) / width
+        seconds = step_seconds(model, runs[:width], pairs_of_a_step, config) / width
         if seconds > best_seconds * (1 - MIN_GAIN):
             break
         best, best_seconds = width, seconds
-    bank.params.copy_(before)
+    model.adapters.params.copy_(before)
     return best
 
 
-def step_seconds(base: Base, bank: AdapterBank, runs: Sequence[Run], pairs: list[TokenPair], config: Train) -> float:
-    """Seconds of one stacked step, the fastest of three; the bank is trained, the runs' own state is not touched."""
+def step_seconds(model: AdaptedModel, runs: Sequence[Run], pairs: list[TokenPair], config: Train) -> float:
+    """Seconds of one stacked step, the fastest of three; trains the adapters, leaves the runs' own state."""
     mine = [Run(run.variant, run.loss, run.learning_rate, run.slot) for run in runs]
     for run in mine:
-        with_optimizer(run, bank, config)
+        with_optimizer(run, model.adapters, config)
     times = []
     for step in range(3):
-        batch = Batch(base, bank, pairs, np.zeros((2, len(pairs)), dtype=np.float32), config, 0, step)
-        wait(base.device)
+        batch = Batch(model, pairs, np.zeros((2, len(pairs)), dtype=np.float32), config, 0, step)
+        wait(model.base.device)
         began = time.perf_counter()
-        train_step(base, bank, mine, batch, config)
-        wait(base.device)
+        train_step(model, mine, batch, config)
+        wait(model.base.device)
         times.append(time.perf_counter() - began)
     return min(times)

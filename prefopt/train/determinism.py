@@ -8,8 +8,7 @@ import torch
 
 from prefopt.config.schema import Train
 from prefopt.losses import DPO
-from prefopt.model.adapters import AdapterBank
-from prefopt.model.base import Base
+from prefopt.model.adapted import AdaptedModel
 from prefopt.train.loop import train_group
 from prefopt.train.pairset import PairSet
 from prefopt.train.state import Run
@@ -34,16 +33,16 @@ def settle(device: torch.device) -> None:
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
-def probe(base: Base, bank: AdapterBank, train: PairSet, heldout: PairSet, config: Train) -> dict[str, str]:
+def probe(model: AdaptedModel, train: PairSet, heldout: PairSet, config: Train) -> dict[str, str]:
     """Train one adapter on DPO's loss for two steps, twice; what the manifest says about it.
 
     Args:
-        base: The model.
-        bank: Its adapters; row 0 is used, and left at zero.
+        model: The base and its adapters, of which the first is used, and left at zero.
         train: Training pairs.
         heldout: Held-out pairs; a few are scored, too.
         config: The shared loop's settings, made definite by ``fit``.
     """
+    bank = model.adapters
     few = config.model_copy(update={"steps": STEPS, "eval_every": STEPS, "log_every": 1})
     count = min(_HELDOUT, len(heldout.pairs))
     pairs, (chosen, rejected) = heldout.take(range(count))
@@ -52,14 +51,12 @@ def probe(base: Base, bank: AdapterBank, train: PairSet, heldout: PairSet, confi
     for _ in range(2):
         bank.initialise(0, seed=0)
         run = Run("probe", DPO(), config.learning_rate, 0)
-        train_group(
-            base, bank, [run], train=train, heldout=some, config=few, seed=0, progress=lambda step, values: None
-        )
+        train_group(model, [run], train=train, heldout=some, config=few, seed=0, progress=lambda step, values: None)
         seen.append((bank.hash(0), repr(run.history)))
     bank.params[0].zero_()
     same = seen[0] == seen[1]
     return {
         "outcome": "verified" if same else "unverified",
         "by": f"{STEPS} steps trained twice",
-        "promise": PROMISE[base.device.type if same else "none"],
+        "promise": PROMISE[model.base.device.type if same else "none"],
     }

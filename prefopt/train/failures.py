@@ -12,22 +12,21 @@ import torch
 
 from prefopt.config.schema import Train
 from prefopt.errors import PrefoptError
-from prefopt.model.adapters import AdapterBank
-from prefopt.model.base import Base
+from prefopt.model.adapted import AdaptedModel
 from prefopt.train.heldout import heldout_logps
 from prefopt.train.pairset import PairSet, Reference
 from prefopt.train.state import METRICS, Run
 from prefopt.train.step import Batch, train_step
 
 
-def step_or_leave(base: Base, bank: AdapterBank, chunk: Sequence[Run], batch: Batch, config: Train) -> None:
+def step_or_leave(model: AdaptedModel, chunk: Sequence[Run], batch: Batch, config: Train) -> None:
     """One step of a stack; where it raises, each member takes the step by itself, and the guilty one leaves.
 
     What says that the device or the machine is lost is nobody's fault here, and is raised.
     """
     before = [(len(run.history), run.running) for run in chunk]
     try:
-        train_step(base, bank, chunk, batch, config)
+        train_step(model, chunk, batch, config)
     except Exception as problem:
         reason = why_left(problem)
         for run, (length, running) in zip(chunk, before, strict=True):
@@ -38,7 +37,7 @@ def step_or_leave(base: Base, bank: AdapterBank, chunk: Sequence[Run], batch: Ba
             if len(chunk) == 1:
                 run.reason = f"{reason} at step {batch.step + 1}"
             else:
-                step_or_leave(base, bank, [run], batch, config)
+                step_or_leave(model, [run], batch, config)
 
 
 def why_left(problem: Exception) -> str:
@@ -52,7 +51,7 @@ def why_left(problem: Exception) -> str:
     return f"{type(problem).__name__}: {lines[0] if lines else ''} ({Path(frame.filename).name}:{frame.lineno})"
 
 
-def leave_diverged(base: Base, bank: AdapterBank, run: Run, train: PairSet, order: np.ndarray, seed: int) -> None:
+def leave_diverged(model: AdaptedModel, run: Run, train: PairSet, order: np.ndarray, seed: int) -> None:
     """Say which terms and pairs were not finite, and forget what was logged after it, before anybody looked."""
     at = run.diverged_at or 0
     run.history = [r for r in run.history if r["step"] < at or (r["step"] == at and r["split"] == "train")]
@@ -60,7 +59,7 @@ def leave_diverged(base: Base, bank: AdapterBank, run: Run, train: PairSet, orde
     pairs, reference = train.take(order[at - 1])
     some = PairSet(tuple(pairs), Reference(reference[0], reference[1], ""))
     try:
-        batch = heldout_logps(base, bank, run.slot, run.loss, some, seed=seed)
+        batch = heldout_logps(model, run.slot, run.loss, some, seed=seed)
         with torch.no_grad():
             bad = (~run.loss(batch).isfinite()).nonzero().flatten().tolist()
     except Exception:

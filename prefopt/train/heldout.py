@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from prefopt.contract.loss import Loss, PairLogps
-from prefopt.model.adapters import AdapterBank
+from prefopt.model.adapted import AdaptedModel, one
 from prefopt.model.base import Base
 from prefopt.model.logps import score_rows
 from prefopt.model.packing import use_layout
@@ -22,12 +22,10 @@ from prefopt.train.step import MICROBATCH_TOKENS
 
 
 @torch.no_grad()
-def evaluate_heldout(
-    base: Base, bank: AdapterBank, runs: Sequence[Run], heldout: PairSet, *, step: int, seed: int
-) -> None:
+def evaluate_heldout(model: AdaptedModel, runs: Sequence[Run], heldout: PairSet, *, step: int, seed: int) -> None:
     """Append a row of held-out metrics to each run's history."""
     for run in runs:
-        batch = heldout_logps(base, bank, run.slot, run.loss, heldout, seed=seed)
+        batch = heldout_logps(model, run.slot, run.loss, heldout, seed=seed)
         if run.running is not None:
             batch = dataclasses.replace(batch, running=run.running.to(batch.chosen.device))
         run.history.append({"step": step, "split": "heldout", "values": summary(run.loss, batch)})
@@ -35,20 +33,20 @@ def evaluate_heldout(
 
 
 @torch.no_grad()
-def heldout_logps(base: Base, bank: AdapterBank, slot: int, loss: Loss, pairs: PairSet, *, seed: int) -> PairLogps:
+def heldout_logps(model: AdaptedModel, slot: int, loss: Loss, pairs: PairSet, *, seed: int) -> PairLogps:
     """All held-out pairs under one adapter as one batch.
 
     Sums are computed in the very passes in which the reference's were, so that at step 0 both are equal to the bit.
     """
-    needs = Needs.of([loss])
+    base, needs = model.base, Needs.of([loss])
     parts = []
-    with bank.use(slot, slot + 1):
+    with model.use(one(slot)):
         if needs == Needs():
             return _with_statistic(loss, _heldout_sums(base, pairs))
         size = max(1, MICROBATCH_TOKENS // max(len(p.prompt_ids) + 2 * len(p.chosen_ids) for p in pairs.pairs))
         for start in range(0, len(pairs.pairs), size):
             some, reference = pairs.take(range(start, min(start + size, len(pairs.pairs))))
-            micro = prepare(base, bank, some, reference, needs, others=[*some[1:], some[0]], seed=seed)
+            micro = prepare(model, some, reference, needs, others=[*some[1:], some[0]], seed=seed)
             with use_layout(micro.rows):
                 batch = pair_logps(micro, forward(base, micro, needs), needs)[0]
             crossed = mismatched_logratios(base, micro)
@@ -78,10 +76,10 @@ def _with_statistic(loss: Loss, batch: PairLogps) -> PairLogps:
     return batch if statistic is None else dataclasses.replace(batch, running=statistic)
 
 
-def heldout_frame(base: Base, bank: AdapterBank, run: Run, pairs: PairSet, *, seed: int) -> pd.DataFrame:
+def heldout_frame(model: AdaptedModel, run: Run, pairs: PairSet, *, seed: int) -> pd.DataFrame:
     """PAIR_COLUMNS of a trained run."""
     with torch.no_grad():
-        batch = heldout_logps(base, bank, run.slot, run.loss, pairs, seed=seed)
+        batch = heldout_logps(model, run.slot, run.loss, pairs, seed=seed)
         rewards = run.loss.rewards(batch)
     values = {
         "logps_chosen": batch.chosen,

@@ -15,8 +15,8 @@ from typing import Protocol
 
 from prefopt.config.schema import Train
 from prefopt.data.order import pair_order
+from prefopt.model.adapted import AdaptedModel
 from prefopt.model.adapters import AdapterBank
-from prefopt.model.base import Base
 from prefopt.runtime import interrupts, memory
 from prefopt.train.failures import leave_diverged, not_finite, step_or_leave, why_left
 from prefopt.train.heldout import evaluate_heldout
@@ -37,8 +37,7 @@ class Keeper(Protocol):
 
 
 def train_group(
-    base: Base,
-    bank: AdapterBank,
+    model: AdaptedModel,
     runs: Sequence[Run],
     *,
     train: PairSet,
@@ -48,14 +47,13 @@ def train_group(
     progress: Progress,
     keepers: Mapping[int, Keeper] | None = None,
 ) -> None:
-    """Train all runs of one seed in lockstep; results are left in the bank's rows and in each run's history.
+    """Train all runs of one seed in lockstep; results are left in the adapters' rows and in each run's history.
 
     A run may come with steps behind it (``run.step``, from a checkpoint): it joins when the others are there. One
     that diverges, or whose own code raises, leaves with the reason in ``run.reason``.
 
     Args:
-        base: The frozen model.
-        bank: Adapters, already initialised; run ``r`` trains row ``r.slot``. Slots are 0 .. K-1 in order.
+        model: The base, and adapters already initialised; run ``r`` trains row ``r.slot``. Slots are 0 .. K-1 in order.
         runs: The variants.
         train: Training pairs.
         heldout: Held-out pairs, scored at step 0, every ``eval_every`` steps and at the end.
@@ -71,17 +69,17 @@ def train_group(
     order = pair_order(len(train.pairs), seed=seed, steps=config.steps, pairs_per_step=config.pairs_per_step)
     width = config.stack if config.stack != "auto" else 1
     for run in runs:
-        with_optimizer(run, bank, config)
-    _evaluate(base, bank, [run for run in runs if run.step == 0], heldout, step=0, seed=seed)
+        with_optimizer(run, model.adapters, config)
+    _evaluate(model, [run for run in runs if run.step == 0], heldout, step=0, seed=seed)
     progress(min((run.step for run in runs), default=0), latest(runs))
     kept_at = time.monotonic()
     with interrupts.deferred() as stop:
         for step in range(min((run.step for run in runs), default=0), config.steps):
-            batch = Batch(base, bank, *train.take(order[step]), config, seed, step)
+            batch = Batch(model, *train.take(order[step]), config, seed, step)
             active = [run for run in runs if run.step <= step and not run.reason]
             for chunk in consecutive(active, width):
                 began = time.perf_counter()
-                step_or_leave(base, bank, chunk, batch, config)
+                step_or_leave(model, chunk, batch, config)
                 for run in chunk:
                     run.seconds += (time.perf_counter() - began) / len(chunk)
                     run.step = step + 1
@@ -91,17 +89,17 @@ def train_group(
             if (step + 1) % config.log_every == 0 or last or keep or (step + 1) % config.eval_every == 0:
                 for run in active:
                     collect(run)
-                memory.trim(base.device)
+                memory.trim(model.base.device)
             for run in active:
                 if run.diverged_at is not None and not run.reason:
-                    leave_diverged(base, bank, run, train, order, seed)
+                    leave_diverged(model, run, train, order, seed)
             active = [run for run in active if not run.reason]
             if (step + 1) % config.eval_every == 0 or last:
-                _evaluate(base, bank, active, heldout, step=step + 1, seed=seed)
+                _evaluate(model, active, heldout, step=step + 1, seed=seed)
             if keep and keepers is not None:
                 for run in active:
                     if not run.reason:
-                        keepers[run.slot].write(run, bank)
+                        keepers[run.slot].write(run, model.adapters)
                 kept_at = time.monotonic()
             progress(step + 1, latest(runs))
             if ending:
@@ -117,10 +115,10 @@ def _is_due(config: Train, step: int, kept_at: float) -> bool:
     return step == config.steps or step % config.checkpoint_every == 0
 
 
-def _evaluate(base: Base, bank: AdapterBank, runs: Sequence[Run], heldout: PairSet, *, step: int, seed: int) -> None:
+def _evaluate(model: AdaptedModel, runs: Sequence[Run], heldout: PairSet, *, step: int, seed: int) -> None:
     for run in runs:
         try:
-            evaluate_heldout(base, bank, [run], heldout, step=step, seed=seed)
+            evaluate_heldout(model, [run], heldout, step=step, seed=seed)
         except Exception as problem:
             run.reason = f"{why_left(problem)} in the held-out evaluation at step {step}"
             continue

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from prefopt.contract.loss import Loss, PairLogps, TokenField, TokenStats
 from prefopt.data import TokenPair
-from prefopt.model.adapters import AdapterBank
+from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
 from prefopt.model.head import chunks
 from prefopt.model.logps import pair_rows, response_logps, scored_logps, sum_by_response
@@ -73,8 +73,7 @@ class Microbatch:
 
 @torch.no_grad()
 def prepare(
-    base: Base,
-    bank: AdapterBank,
+    model: AdaptedModel,
     pairs: Sequence[TokenPair],
     reference: np.ndarray,
     needs: Needs,
@@ -89,7 +88,7 @@ def prepare(
     ``others`` are the B pairs whose responses are the mismatched ones: each pair's successor in its whole batch, so
     that they do not depend on how the batch is cut.
     """
-    device = base.device
+    base, device = model.base, model.base.device
     lengths = [[len(p.chosen_ids) for p in pairs], [len(p.rejected_ids) for p in pairs]]
     scored = all(p.chosen_score is not None and p.rejected_score is not None for p in pairs)
     scores = [[p.chosen_score for p in pairs], [p.rejected_score for p in pairs]]
@@ -104,7 +103,7 @@ def prepare(
     if needs != Needs():
         # Scored in this very pass, so that policy and reference are equal to the bit as long as the adapter is zero.
         single = rows if copies == 1 else pack(packed_rows, device=device)
-        with bank.off(), use_layout(single):
+        with model.off(), use_layout(single):
             ref = forward(base, dataclasses.replace(micro, rows=single), needs)["logps"]
             micro = dataclasses.replace(micro, reference=sum_by_response(ref, single).view(-1, 2).t())
             if "ref_kl" in needs.fields:
@@ -125,7 +124,7 @@ def prepare(
         crossed = [dataclasses.replace(o, prompt_ids=p.prompt_ids) for p, o in zip(pairs, others, strict=True)]
         crossed_rows = pair_rows(crossed, shared=base.packed)
         single = pack(crossed_rows, device=device)
-        with bank.off(), use_layout(single):
+        with model.off(), use_layout(single):
             ref = response_logps(base, single).view(-1, 2)
         micro = dataclasses.replace(micro, mismatched=(pack(crossed_rows, device=device, copies=copies), ref))
     return micro

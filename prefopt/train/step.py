@@ -17,7 +17,7 @@ from torch import Tensor
 from prefopt.config.schema import Train
 from prefopt.contract.loss import PairLogps
 from prefopt.data import TokenPair
-from prefopt.model.adapters import AdapterBank
+from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
 from prefopt.model.packing import use_layout
 from prefopt.train.microbatch import (
@@ -50,8 +50,7 @@ def split_microbatches(pairs: Sequence[TokenPair], config: Train) -> list[slice]
 class Batch:
     """One optimizer batch, packed once for all runs that need the same of it."""
 
-    base: Base
-    bank: AdapterBank
+    model: AdaptedModel
     pairs: Sequence[TokenPair]
     reference: np.ndarray
     config: Train
@@ -65,7 +64,7 @@ class Batch:
             successors = [*self.pairs[1:], self.pairs[0]]
             self.packed[needs, copies] = [
                 prepare(
-                    self.base, self.bank, self.pairs[part], self.reference[:, part], needs,
+                    self.model, self.pairs[part], self.reference[:, part], needs,
                     others=successors[part], copies=copies, seed=self.seed, step=self.step,
                 )
                 for part in split_microbatches(self.pairs, self.config)
@@ -73,19 +72,19 @@ class Batch:
         return self.packed[needs, copies]
 
 
-def train_step(base: Base, bank: AdapterBank, chunk: Sequence[Run], batch: Batch, config: Train) -> None:
+def train_step(model: AdaptedModel, chunk: Sequence[Run], batch: Batch, config: Train) -> None:
     """One optimizer step of a stack of runs."""
-    first, last = chunk[0].slot, chunk[-1].slot + 1
+    base, slots = model.base, slice(chunk[0].slot, chunk[-1].slot + 1)
     needs = Needs.of([run.loss for run in chunk])
     micros = batch.micro_batches(needs, len(chunk))
     n_pairs, step = len(batch.pairs), batch.step
-    bank.grads[first:last].zero_()
-    with bank.train(first, last):
+    model.adapters.grads[slots].zero_()
+    with model.train(slots):
         if len(micros) > 1 and any(run.loss.batch_coupled for run in chunk):
             seen = _coupled_backward(base, micros, chunk, needs)
         else:
             seen = _backward(base, micros, chunk, needs, n_pairs)
-    gradients = bank.grads[first:last]
+    gradients = model.adapters.grads[slots]
     norms = gradients.norm(dim=1)
     rate = schedule(config, step)
     for run, logps, norm, gradient in zip(chunk, seen, norms, gradients, strict=True):

@@ -53,14 +53,14 @@ def test_a_quick_run_shows_parity_and_writes_its_files(tmp_path: Path) -> None:
 def test_every_saving_turned_off_computes_the_same(speed: Any) -> None:
     case = speed.cases.Case(shape="tiny", dtype="float32", pairs=4, prompt=9, response=7, n_pairs=8)
     side = speed.ours.Side(case, 1)
-    start = side.bank.params.clone()
+    start = side.model.adapters.params.clone()
 
     def gradient(without: str) -> torch.Tensor:
-        side.bank.params.copy_(start)
+        side.model.adapters.params.copy_(start)
         with speed.ablate.without(without, side):
             options = speed.ablate.OPTIONS.get(without, {})
             side.group(["dpo"], lambda step: None, steps=2, max_grad_norm=1e9, **options)
-        return side.bank.grads[0].clone()
+        return side.model.adapters.grads[0].clone()
 
     wanted = gradient("")
     assert wanted.norm() > 0

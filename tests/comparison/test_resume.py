@@ -12,10 +12,11 @@ import pytest
 import torch
 from command import arguments, files, tree
 from command import run as prefopt_run
-from training import CONFIG, pair_set, scored
+from training import CONFIG, LORA, pair_set, scored
 
 from prefopt import loss_names, make_loss
 from prefopt.config.schema import Train
+from prefopt.model.adapted import AdaptedModel
 from prefopt.model.adapters import AdapterBank
 from prefopt.model.base import Base
 from prefopt.storage.results import ResultsFolder
@@ -47,9 +48,8 @@ class Bench:
     """One tiny base and its pairs, for many short trainings."""
 
     def __init__(self, base: Base) -> None:
-        self.base = base
-        self.bank = AdapterBank(base.model, size=4, rank=4, alpha=8)
-        with self.bank.off():
+        self.model = AdaptedModel.wrap(base, LORA, size=4)
+        with self.model.off():
             self.train_pairs: PairSet = pair_set(base, scored(8, 1))
             self.heldout: PairSet = pair_set(base, scored(2, 2))
 
@@ -60,12 +60,12 @@ class Bench:
         runs = [Run(label, make_loss(label), 1e-2, slot) for slot, label in enumerate(labels)]
         keepers = [Recorded((folder or Path()) / str(run.slot), {"loss": run.variant}) for run in runs]
         for run in runs:
-            self.bank.initialise(run.slot, 0)
+            self.model.adapters.initialise(run.slot, 0)
             if start and start.get(run.slot):
                 keepers[run.slot].look()
-                keepers[run.slot].restore(start[run.slot], run, self.bank, config)
+                keepers[run.slot].restore(start[run.slot], run, self.model.adapters, config)
         train_group(
-            self.base, self.bank, runs, train=self.train_pairs, heldout=self.heldout, config=config, seed=0,
+            self.model, runs, train=self.train_pairs, heldout=self.heldout, config=config, seed=0,
             progress=lambda step, values: None, keepers=dict(enumerate(keepers)) if folder else None,
         )  # fmt: skip
         return runs, keepers
@@ -84,7 +84,15 @@ def outcome(bench: Bench, runs: list[Run], keepers: list[Recorded]) -> list[Any]
     flat = [{name: value.tolist() for name, value in tensors.items()} | plain for tensors, plain in states]
     running = [None if run.running is None else run.running.tolist() for run in runs]
     return [
-        [bench.bank.params[run.slot].tolist(), repr(run.history), run.tokens, run.pairs, run.step, average, state]
+        [
+            bench.model.adapters.params[run.slot].tolist(),
+            repr(run.history),
+            run.tokens,
+            run.pairs,
+            run.step,
+            average,
+            state,
+        ]
         for run, average, state in zip(runs, running, flat, strict=True)
     ]
 

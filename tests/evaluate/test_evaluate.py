@@ -33,15 +33,15 @@ def by_hand(base: Base, rows: Sequence[int]) -> torch.Tensor:
 
 def test_kl_is_the_sum_over_positions_of_the_exact_divergence(tiny_base: Callable[..., Base]) -> None:
     base = tiny_base()
-    bank = shaken(base, 2)
+    model = shaken(base, 2)
     some = prompts(4)
-    drawn = run(base, bank, some, slice(1, 2))[0]
-    kl, logp, ref_logp = policy_and_reference(base, bank, 1, some, drawn)
+    drawn = run(model, some, slice(1, 2))[0]
+    kl, logp, ref_logp = policy_and_reference(model, 1, some, drawn)
     for i, one in enumerate(drawn):
         whole, start = [*some[one.prompt], *one.tokens], len(some[one.prompt]) - 1
-        with bank.use(1, 2):
+        with model.use(slice(1, 2)):
             p = by_hand(base, whole)[start:-1]
-        with bank.off():
+        with model.off():
             r = by_hand(base, whole)[start:-1]
         at = torch.tensor(one.tokens)[:, None]
         assert kl[i] == pytest.approx(float((p.exp() * (p - r)).sum()), abs=1e-3)
@@ -52,20 +52,20 @@ def test_kl_is_the_sum_over_positions_of_the_exact_divergence(tiny_base: Callabl
 
 def test_kl_of_the_reference_with_itself_is_exactly_zero(tiny_base: Callable[..., Base]) -> None:
     base = tiny_base()
-    bank = shaken(base, 2)
-    bank.params[1] = 0
+    model = shaken(base, 2)
+    model.adapters.params[1] = 0
     some = prompts(3)
-    drawn = run(base, bank, some, None)[0]
-    kl, logp, ref_logp = policy_and_reference(base, bank, 1, some, drawn)
+    drawn = run(model, some, None)[0]
+    kl, logp, ref_logp = policy_and_reference(model, 1, some, drawn)
     assert (kl == 0).all()
     assert (logp == ref_logp).all()
 
 
 def test_kl_agrees_with_its_monte_carlo_estimate(tiny_base: Callable[..., Base]) -> None:
     base = tiny_base()
-    bank = shaken(base, 1)
-    drawn = run(base, bank, prompts(2), slice(0, 1), samples=400, max_new_tokens=4)[0]
-    kl, logp, ref_logp = policy_and_reference(base, bank, 0, prompts(2), drawn)
+    model = shaken(base, 1)
+    drawn = run(model, prompts(2), slice(0, 1), samples=400, max_new_tokens=4)[0]
+    kl, logp, ref_logp = policy_and_reference(model, 0, prompts(2), drawn)
     naive = logp - ref_logp
     assert kl.mean() == pytest.approx(naive.mean(), abs=4 * naive.std() / np.sqrt(len(drawn)))
     assert kl.std() < naive.std()
@@ -73,11 +73,11 @@ def test_kl_agrees_with_its_monte_carlo_estimate(tiny_base: Callable[..., Base])
 
 def test_heldout_frame_holds_what_the_loss_sees(tiny_base: Callable[..., Base]) -> None:
     base = tiny_base()
-    bank = shaken(base, 1)
-    with bank.off():
+    model = shaken(base, 1)
+    with model.off():
         pairs = pair_set(base, scored(5, 3))
     loss = make_loss("dpo[beta=0.5]")
-    frame = heldout_frame(base, bank, Run("x", loss, 1e-3, 0), pairs, seed=0)
+    frame = heldout_frame(model, Run("x", loss, 1e-3, 0), pairs, seed=0)
     assert tuple(frame.columns) == PAIR_COLUMNS
     h = frame["logps_chosen"] - frame["ref_logps_chosen"]
     np.testing.assert_allclose(frame["reward_chosen"], 0.5 * h, atol=1e-5)

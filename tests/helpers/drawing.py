@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from rows import draw
 
-from prefopt.model.adapters import AdapterBank
-from prefopt.model.base import Base
+from prefopt.model.adapted import AdaptedModel
 from prefopt.model.generate import Sample, sample
 
 
@@ -16,7 +15,7 @@ def prompts(count: int) -> list[tuple[int, ...]]:
 
 
 def run(
-    base: Base, bank: AdapterBank, some: list[tuple[int, ...]], adapters: slice | None, **kwargs: object
+    model: AdaptedModel, some: list[tuple[int, ...]], adapters: slice | None, **kwargs: object
 ) -> list[list[Sample]]:
     options: dict[str, object] = {"samples": 2, "max_new_tokens": 12, "temperature": 1.0, "seed": 3}
-    return sample(base, bank, some, adapters=adapters, **{**options, **kwargs})  # type: ignore[arg-type]
+    return sample(model, some, adapters=adapters, **{**options, **kwargs})  # type: ignore[arg-type]

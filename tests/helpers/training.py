@@ -9,16 +9,17 @@ import torch
 from rows import pairs
 
 from prefopt import make_loss
-from prefopt.config.schema import Train
+from prefopt.config.schema import Lora, Train
 from prefopt.contract.loss import Loss
 from prefopt.data import TokenPair
-from prefopt.model.adapters import AdapterBank
+from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
 from prefopt.model.logps import score_rows
 from prefopt.train.loop import train_group
 from prefopt.train.pairset import PairSet, Reference, unique_responses
 from prefopt.train.state import Run
 
+LORA = Lora(rank=4, alpha=8)
 CONFIG = Train(steps=4, pairs_per_step=4, learning_rate=1e-2, warmup_steps=1, eval_every=2, log_every=2)
 
 
@@ -40,30 +41,31 @@ def pair_set(base: Base, some: list[TokenPair]) -> PairSet:
 
 def train(
     base: Base, labels: list[str | Loss], config: Train = CONFIG, *, seed: int = 0, n: int = 8
-) -> tuple[list[Run], AdapterBank]:
-    bank = AdapterBank(base.model, size=len(labels), rank=4, alpha=8)
+) -> tuple[list[Run], AdaptedModel]:
+    model = AdaptedModel.wrap(base, LORA, size=len(labels))
     runs = []
     for slot, label in enumerate(labels):
         loss = make_loss(label) if isinstance(label, str) else label
-        bank.initialise(slot, seed)
+        model.adapters.initialise(slot, seed)
         runs.append(Run(f"{slot}", loss, config.learning_rate, slot))
-    with bank.off():
+    with model.off():
         sets = [pair_set(base, scored(n, 1)), pair_set(base, scored(4, 2))]
     train_group(
-        base, bank, runs, train=sets[0], heldout=sets[1], config=config, seed=seed, progress=lambda step, values: None
+        model, runs, train=sets[0], heldout=sets[1], config=config, seed=seed, progress=lambda step, values: None
     )
-    return runs, bank
+    return runs, model
 
 
 def heldout(run: Run) -> list[dict[str, float]]:
     return [row for row in run.history if row["split"] == "heldout"]
 
 
-def shaken(base: Base, size: int) -> AdapterBank:
-    """Adapters whose B is not zero."""
-    bank = AdapterBank(base.model, size=size, rank=4, alpha=8)
+def shaken(base: Base, size: int) -> AdaptedModel:
+    """A base with adapters whose B is not zero."""
+    model = AdaptedModel.wrap(base, LORA, size=size)
+    bank = model.adapters
     source = torch.Generator().manual_seed(5)
     for index in range(size):
         bank.initialise(index, index)
     bank.params += 0.05 * torch.randn(bank.params.shape, generator=source)
-    return bank
+    return model

@@ -12,6 +12,7 @@ from drawing import prompts, run
 from training import shaken
 
 from prefopt.model import generate
+from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
 from prefopt.model.generate import exponential, squares
 from prefopt.runtime.seeding import derive_seed
@@ -20,24 +21,24 @@ from prefopt.runtime.seeding import derive_seed
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3", "gemma2"])
 def test_samples_do_not_depend_on_batch_mates_or_place(kind: str, tiny_base: Callable[..., Base]) -> None:
     base = tiny_base(kind)
-    bank = shaken(base, 3)
+    model = shaken(base, 3)
     some = prompts(6)
-    together = run(base, bank, some, slice(0, 3))
+    together = run(model, some, slice(0, 3))
     for slot in range(3):
-        assert run(base, bank, some, slice(slot, slot + 1))[0] == together[slot]
-    part = run(base, bank, some[2:4], slice(1, 2), prompt_ids=[2, 3])[0]
+        assert run(model, some, slice(slot, slot + 1))[0] == together[slot]
+    part = run(model, some[2:4], slice(1, 2), prompt_ids=[2, 3])[0]
     assert [s.tokens for s in part] == [s.tokens for s in together[1] if s.prompt in (2, 3)]
 
 
 def test_equal_policies_give_equal_text_and_different_ones_differ(tiny_base: Callable[..., Base]) -> None:
     base = tiny_base()
-    bank = shaken(base, 3)
-    bank.params[2] = 0
+    model = shaken(base, 3)
+    model.adapters.params[2] = 0
     some = prompts(5)
-    drawn = run(base, bank, some, slice(0, 3))
-    assert drawn[2] == run(base, bank, some, None)[0]
+    drawn = run(model, some, slice(0, 3))
+    assert drawn[2] == run(model, some, None)[0]
     assert drawn[0] != drawn[2]
-    assert run(base, bank, some, None, seed=4)[0] != drawn[2]
+    assert run(model, some, None, seed=4)[0] != drawn[2]
     assert {s.number for s in drawn[0]} == {0, 1}
     assert drawn[0][0].tokens != drawn[0][1].tokens
 
@@ -46,19 +47,19 @@ def test_small_batches_and_dropped_slots_change_nothing(
     tiny_base: Callable[..., Base], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = tiny_base()
-    bank = shaken(base, 2)
+    model = shaken(base, 2)
     some = prompts(7)
-    expected = run(base, bank, some, slice(0, 2), max_new_tokens=150)
+    expected = run(model, some, slice(0, 2), max_new_tokens=150)
     monkeypatch.setattr(generate, "ROWS_PER_BATCH", {"cpu": 8})
     monkeypatch.setattr(generate, "COMPACT_EVERY", 1)
-    assert run(base, bank, some, slice(0, 2), max_new_tokens=150) == expected
+    assert run(model, some, slice(0, 2), max_new_tokens=150) == expected
     assert any(s.finished for s in expected[0])
 
 
 def test_the_end_token_is_counted_once_and_ends_the_response(tiny_base: Callable[..., Base]) -> None:
     base = tiny_base()
-    bank = shaken(base, 1)
-    for s in run(base, bank, prompts(20), None, max_new_tokens=60)[0]:
+    model = shaken(base, 1)
+    for s in run(model, prompts(20), None, max_new_tokens=60)[0]:
         assert s.tokens.count(base.eos) == int(s.finished)
         assert len(s.tokens) == 60 or s.tokens[-1] == base.eos
 
@@ -66,14 +67,14 @@ def test_the_end_token_is_counted_once_and_ends_the_response(tiny_base: Callable
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_first_tokens_follow_the_model(temperature: float, tiny_base: Callable[..., Base]) -> None:
     base = tiny_base()
-    bank = shaken(base, 1)
+    model = shaken(base, 1)
     prompt = prompts(1)[0]
     with torch.no_grad():
         base.model.set_attn_implementation("eager")
         logits = base.model(torch.tensor([prompt])).logits[0, -1] / temperature
         base.model.set_attn_implementation("prefopt_packed")
     expected = logits.double().softmax(-1).numpy()
-    drawn = run(base, bank, [prompt], None, samples=4000, max_new_tokens=1, temperature=temperature)[0]
+    drawn = run(model, [prompt], None, samples=4000, max_new_tokens=1, temperature=temperature)[0]
     counts = np.bincount([s.tokens[0] for s in drawn], minlength=320)
     likely = expected * 4000 >= 5
     chi2 = ((counts - 4000 * expected) ** 2 / (4000 * expected))[likely].sum()
@@ -83,11 +84,11 @@ def test_first_tokens_follow_the_model(temperature: float, tiny_base: Callable[.
 
 def test_plain_and_packed_decoding_agree(tiny_base: Callable[..., Base]) -> None:
     base = tiny_base()
-    bank = shaken(base, 2)
+    model = shaken(base, 2)
     some = prompts(6)
-    packed = run(base, bank, some, slice(0, 2))
+    packed = run(model, some, slice(0, 2))
     base.model.set_attn_implementation("sdpa")
-    assert run(dataclasses.replace(base, packed=False), bank, some, slice(0, 2)) == packed
+    assert run(AdaptedModel(dataclasses.replace(base, packed=False), model.adapters), some, slice(0, 2)) == packed
 
 
 def noise_of(slots: int, positions: int, vocabulary: int) -> torch.Tensor:

@@ -12,8 +12,9 @@ import torch
 import transformers
 from rows import by_hand, draw, pairs
 
+from prefopt.config.schema import Lora
 from prefopt.data import TokenPair
-from prefopt.model.adapters import AdapterBank
+from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
 from prefopt.model.logps import pair_rows, response_logps, score_rows
 from prefopt.model.packing import Row, pack, use_layout
@@ -79,13 +80,13 @@ def test_gradients_equal_those_of_peft_on_padded_rows(
 
     base = tiny_base(kind)
     targets = ["in_proj", "x_proj"] if kind == "mamba" else "all-linear"
-    bank = AdapterBank(base.model, size=1, rank=4, alpha=8, targets=targets)
-    bank.initialise(0, 0)
-    bank.params += 0.02 * torch.randn(bank.params.shape, generator=torch.Generator().manual_seed(3))
+    model = AdaptedModel.wrap(base, Lora(rank=4, alpha=8, targets=targets), size=1)
+    model.adapters.initialise(0, 0)
+    model.adapters.params += 0.02 * torch.randn(model.adapters.params.shape, generator=torch.Generator().manual_seed(3))
     some = pairs(4)
     weights = torch.linspace(-1, 1, 8)
     rows = pack(pair_rows(some, shared=base.packed))
-    with bank.train(0, 1), use_layout(rows):
+    with model.train(slice(0, 1)), use_layout(rows):
         (response_logps(base, rows) * weights).sum().backward()
 
     plain = transformers.AutoModelForCausalLM.from_pretrained(tiny_folder(kind))
@@ -94,7 +95,7 @@ def test_gradients_equal_those_of_peft_on_padded_rows(
     model.eval()
     layers = dict(model.named_modules())
     with torch.no_grad():
-        for (a, b), site in zip(bank.views(bank.params), bank.sites, strict=True):
+        for (a, b), site in zip(model.adapters.views(model.adapters.params), model.adapters.sites, strict=True):
             layers[site.name].lora_A["default"].weight.copy_(a[0])
             layers[site.name].lora_B["default"].weight.copy_(b[0])
     total = torch.zeros(())
@@ -103,7 +104,7 @@ def test_gradients_equal_those_of_peft_on_padded_rows(
         logits = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
         total = total + weight * logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).sum()
     total.backward()
-    for (da, db), site in zip(bank.views(bank.grads), bank.sites, strict=True):
+    for (da, db), site in zip(model.adapters.views(model.adapters.grads), model.adapters.sites, strict=True):
         for got, layer in ((da[0], layers[site.name].lora_A), (db[0], layers[site.name].lora_B)):
             torch.testing.assert_close(got, layer["default"].weight.grad, atol=2e-4, rtol=2e-3)
 

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prefopt.config.schema import Pairs
+from prefopt.config.schema import Lora, Pairs
 from prefopt.model import generate
-from prefopt.model.adapters import AdapterBank
+from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
 from prefopt.prepare import onpolicy
 from prefopt.prepare.onpolicy import label
@@ -76,12 +76,12 @@ def test_responses_of_another_sampler_are_not_taken_from_the_cache(
     tiny_base: Callable[..., Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = tiny_base()
-    bank = AdapterBank(base.model, size=1, rank=2, alpha=4)
+    model = AdaptedModel.wrap(base, Lora(rank=2, alpha=4), size=1)
     task: Any = SimpleNamespace(fingerprint="toy", reward=lambda texts, responses: np.zeros(len(texts)))
     asked, settings = TaskPrompts(("the cat", "a dog"), (), ()), Pairs(samples=2, max_new_tokens=3)
 
     def kept() -> int:
-        onpolicy._responses(base, bank, task, asked, settings, tmp_path)
+        onpolicy._responses(model, task, asked, settings, tmp_path)
         return len(list((tmp_path / "responses").glob("*.sealed")))
 
     assert kept() == kept() == 1

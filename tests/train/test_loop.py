@@ -8,12 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from training import CONFIG, heldout, train
+from training import CONFIG, LORA, heldout, train
 
 from prefopt import loss_names, make_loss
 from prefopt.config.schema import Train
 from prefopt.contract.loss import ChosenRejected, Loss, PairLogps
-from prefopt.model.adapters import AdapterBank
+from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
 from prefopt.train.loop import consecutive
 from prefopt.train.optimizer import schedule
@@ -24,25 +24,25 @@ def test_a_run_does_not_depend_on_its_companions(tiny_base: Callable[..., Base])
     _, group = train(tiny_base(), ["dpo", "simpo", "ipo", "kto", "orpo"])
     for slot, label in enumerate(["dpo", "simpo", "ipo", "kto", "orpo"]):
         _, alone = train(tiny_base(), [label])
-        assert torch.equal(alone.params[0], group.params[slot]), label
+        assert torch.equal(alone.adapters.params[0], group.params[slot]), label
 
 
 def test_two_runs_of_one_variant_are_equal_to_the_bit(tiny_base: Callable[..., Base]) -> None:
     first_runs, first = train(tiny_base(), ["dpo"])
     again_runs, again = train(tiny_base(), ["dpo"])
-    assert torch.equal(first.params, again.params)
+    assert torch.equal(first.adapters.params, again.adapters.params)
     assert repr(first_runs[0].history) == repr(again_runs[0].history)
     _, other = train(tiny_base(), ["dpo"], seed=1)
-    assert not torch.equal(first.params, other.params)
+    assert not torch.equal(first.adapters.params, other.adapters.params)
 
 
 def test_stacked_and_single_training_agree(tiny_base: Callable[..., Base]) -> None:
     labels: list[str | Loss] = ["dpo", "simpo", "ipo"]
     _, single = train(tiny_base(), labels)
     _, stacked = train(tiny_base(), labels, CONFIG.model_copy(update={"stack": 3}))
-    moved = (single.params - single.params[0]).abs().max()
+    moved = (single.adapters.params - single.adapters.params[0]).abs().max()
     assert moved > 1e-3
-    torch.testing.assert_close(stacked.params, single.params, atol=2e-3, rtol=0)
+    torch.testing.assert_close(stacked.adapters.params, single.adapters.params, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -67,15 +67,15 @@ def test_the_micro_batch_changes_nothing(label: str, tiny_base: Callable[..., Ba
     # One step with a plain gradient: AdamW would turn rounding of a vanishing gradient into a whole step.
     config = CONFIG.model_copy(update={"steps": 1, "warmup_steps": 0})
     _, whole = train(tiny_base(), [label], config)
-    gradient = whole.grads.clone()
+    gradient = whole.adapters.grads.clone()
     for size in (1, 3):
         _, split = train(tiny_base(), [label], config.model_copy(update={"micro_batch": size}))
-        torch.testing.assert_close(split.grads, gradient, atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(split.adapters.grads, gradient, atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("label", loss_names())
 def test_every_loss_trains(label: str, tiny_base: Callable[..., Base]) -> None:
-    runs, bank = train(tiny_base(), [label])
+    runs, model = train(tiny_base(), [label])
     run = runs[0]
     assert run.diverged_at is None
     rows = heldout(run)
@@ -83,9 +83,9 @@ def test_every_loss_trains(label: str, tiny_base: Callable[..., Base]) -> None:
     assert rows[0]["logratio/margins"] == 0.0  # policy and reference are the same, to the bit
     assert all(np.isfinite(row["loss"]) for row in run.history)
     assert len([row for row in run.history if row["split"] == "train"]) == CONFIG.steps
-    base_hash = AdapterBank(tiny_base().model, size=1, rank=4, alpha=8)
+    base_hash = AdaptedModel.wrap(tiny_base(), LORA, size=1).adapters
     base_hash.initialise(0, 0)
-    assert (bank.hash(0) == base_hash.hash(0)) == (label == "noop")
+    assert (model.adapters.hash(0) == base_hash.hash(0)) == (label == "noop")
 
 
 def test_the_plain_path_trains_to_the_same_adapter(tiny_base: Callable[..., Base]) -> None:
@@ -94,7 +94,7 @@ def test_the_plain_path_trains_to_the_same_adapter(tiny_base: Callable[..., Base
     base = dataclasses.replace(tiny_base(), packed=False)
     base.model.set_attn_implementation("sdpa")
     _, plain = train(base, ["dpo"], config)
-    torch.testing.assert_close(plain.grads, packed.grads, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(plain.adapters.grads, packed.grads, atol=1e-5, rtol=1e-3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,20 +115,20 @@ class Explodes(Loss):
 
 
 def test_a_run_that_diverges_leaves_and_harms_nobody(tiny_base: Callable[..., Base]) -> None:
-    runs, bank = train(tiny_base(), ["dpo", Explodes(), "simpo"])
+    runs, model = train(tiny_base(), ["dpo", Explodes(), "simpo"])
     assert [run.diverged_at for run in runs] == [None, 2, None]
-    assert bank.params.isfinite().all()  # stopped before the optimizer step
+    assert model.adapters.params.isfinite().all()  # stopped before the optimizer step
     for slot, label in ((0, "dpo"), (2, "simpo")):
         _, alone = train(tiny_base(), [label])
-        assert torch.equal(bank.params[slot], alone.params[0])
+        assert torch.equal(model.adapters.params[slot], alone.adapters.params[0])
 
 
 def test_clipping_bounds_each_run_by_itself(tiny_base: Callable[..., Base]) -> None:
     config = CONFIG.model_copy(update={"max_grad_norm": 1e-3, "steps": 1})
-    runs, bank = train(tiny_base(), ["dpo[beta=5.0]", "noop"], config)
-    assert bank.grads[0].norm() == pytest.approx(1e-3, rel=1e-2)
+    runs, model = train(tiny_base(), ["dpo[beta=5.0]", "noop"], config)
+    assert model.adapters.grads[0].norm() == pytest.approx(1e-3, rel=1e-2)
     assert runs[0].history[1]["grad_norm"] > 1e-3
-    assert bank.grads[1].norm() == 0
+    assert model.adapters.grads[1].norm() == 0
 
 
 def test_schedule_warms_up_and_decays() -> None:

@@ -30,17 +30,17 @@ def test_a_signal_ends_the_step_and_is_kept(
     words = arguments(tmp_path, tiny_folder("llama"), *SEVERAL)
     assert run(monkeypatch, [*words, "--name", "whole"]) == 0, capsys.readouterr().err
 
-    from prefopt.train import loop
+    from prefopt.train import failures
 
-    original = loop.train_step
+    original = failures.train_step
 
-    def step(base: object, bank: object, chunk: list[object], batch: object, config: object) -> None:
-        original(base, bank, chunk, batch, config)  # type: ignore[arg-type]
+    def step(model: object, chunk: list[object], batch: object, config: object) -> None:
+        original(model, chunk, batch, config)  # type: ignore[arg-type]
         if batch.step == 2 and chunk[0].slot == 0:  # type: ignore[attr-defined]
             os.kill(os.getpid(), number)  # in the middle of the group's third step
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", step)
+        patch.setattr(failures, "train_step", step)
         assert run(patch, words) == 128 + number
     shown = capsys.readouterr().err
     assert f"stopped by {number.name} after step 3 of 6; run the same command again to go on" in shown
