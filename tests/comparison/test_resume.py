@@ -228,7 +228,7 @@ REFUSED = {
     "code": ("prefopt.comparison.provenance.code_files", {"harness.py": "0" * 16}, "code."),
     "packages": ("prefopt.comparison.provenance.packages", {"torch": "0.1"}, "packages."),
     "device": (
-        "prefopt.comparison.provenance.device_facts",
+        "prefopt.comparison.resume.device_facts",
         {"kind": "cpu", "name": "another", "threads": 1},
         "device.name",
     ),

@@ -24,7 +24,7 @@ def test_a_run_does_not_depend_on_its_companions(tiny_base: Callable[..., Base])
     _, group = train(tiny_base(), ["dpo", "simpo", "ipo", "kto", "orpo"])
     for slot, label in enumerate(["dpo", "simpo", "ipo", "kto", "orpo"]):
         _, alone = train(tiny_base(), [label])
-        assert torch.equal(alone.adapters.params[0], group.params[slot]), label
+        assert torch.equal(alone.adapters.params[0], group.adapters.params[slot]), label
 
 
 def test_two_runs_of_one_variant_are_equal_to_the_bit(tiny_base: Callable[..., Base]) -> None:
@@ -94,7 +94,7 @@ def test_the_plain_path_trains_to_the_same_adapter(tiny_base: Callable[..., Base
     base = dataclasses.replace(tiny_base(), packed=False)
     base.model.set_attn_implementation("sdpa")
     _, plain = train(base, ["dpo"], config)
-    torch.testing.assert_close(plain.adapters.grads, packed.grads, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(plain.adapters.grads, packed.adapters.grads, atol=1e-5, rtol=1e-3)
 
 
 @dataclasses.dataclass(frozen=True)

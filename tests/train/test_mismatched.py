@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from rows import pairs
-from training import CONFIG, pair_set
+from training import CONFIG, LORA, pair_set
 
 from prefopt import make_loss
-from prefopt.model.adapters import AdapterBank
+from prefopt.model.adapted import AdaptedModel, one
 from prefopt.model.base import Base
 from prefopt.model.logps import score_rows
 from prefopt.model.packing import Row
@@ -23,15 +23,16 @@ from prefopt.train.step import Batch
 KTO = Needs(mismatched=True)
 
 
-def disturbed(base: Base) -> AdapterBank:
-    """A bank of one adapter that is not zero."""
-    bank = AdapterBank(base.model, size=1, rank=4, alpha=8)
-    bank.initialise(0, 0)
-    bank.params.data += 0.05 * torch.randn(bank.params.shape, generator=torch.Generator().manual_seed(0))
-    return bank
+def disturbed(base: Base) -> AdaptedModel:
+    """A model with one adapter that is not zero."""
+    model = AdaptedModel.wrap(base, LORA, size=1)
+    params = model.adapters.params
+    model.adapters.initialise(0, 0)
+    params.data += 0.05 * torch.randn(params.shape, generator=torch.Generator().manual_seed(0))
+    return model
 
 
-def by_rows(base: Base, bank: AdapterBank) -> torch.Tensor:
+def by_rows(model: AdaptedModel) -> torch.Tensor:
     """(B, 2) log pi/pi_ref of each prompt with the next pair's responses, one row a response."""
     some = pairs(4)
     rows = [
@@ -39,10 +40,10 @@ def by_rows(base: Base, bank: AdapterBank) -> torch.Tensor:
         for p, o in zip(some, [*some[1:], some[0]], strict=True)
         for response in (o.chosen_ids, o.rejected_ids)
     ]
-    with bank.off():
-        reference = score_rows(base, rows)
-    with bank.use(0, 1):
-        return torch.from_numpy(score_rows(base, rows) - reference).view(-1, 2)
+    with model.off():
+        reference = score_rows(model.base, rows)
+    with model.use(one(0)):
+        return torch.from_numpy(score_rows(model.base, rows) - reference).view(-1, 2)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 4])
@@ -54,23 +55,23 @@ def test_every_response_of_the_batch_enters_once(
     if not packed:
         base = dataclasses.replace(base, packed=False)
         base.model.set_attn_implementation("sdpa")
-    bank = disturbed(base)
+    model = disturbed(base)
     config = CONFIG.model_copy(update={"micro_batch": micro_batch})
-    batch = Batch(base, bank, pairs(4), np.zeros((2, 4), dtype=np.float32), config, seed=0, step=0)
+    batch = Batch(model, pairs(4), np.zeros((2, 4), dtype=np.float32), config, seed=0, step=0)
     micros = batch.micro_batches(KTO, 1)
-    with torch.no_grad(), bank.use(0, 1):
-        found = [mismatched_logratios(base, micro) for micro in micros]
+    with torch.no_grad(), model.use(one(0)):
+        found = [mismatched_logratios(model.base, micro) for micro in micros]
     values = torch.cat([part[0] for part in found if part is not None])
     assert values.shape == (4, 2)
     assert values.abs().min() > 1e-4
-    torch.testing.assert_close(values, by_rows(base, bank), atol=2e-4, rtol=0)
+    torch.testing.assert_close(values, by_rows(model), atol=2e-4, rtol=0)
 
 
 def test_held_out_pairs_likewise(tiny_base: Callable[..., Base]) -> None:
     base = tiny_base()
-    bank = disturbed(base)
-    with bank.off():
+    model = disturbed(base)
+    with model.off():
         held = pair_set(base, pairs(4))
-    batch = heldout_logps(base, bank, 0, make_loss("kto"), held, seed=0)
+    batch = heldout_logps(model, 0, make_loss("kto"), held, seed=0)
     assert batch.mismatched is not None
-    torch.testing.assert_close(batch.mismatched, by_rows(base, bank), atol=2e-4, rtol=0)
+    torch.testing.assert_close(batch.mismatched, by_rows(model), atol=2e-4, rtol=0)
