@@ -91,9 +91,9 @@ def test_gradients_equal_those_of_peft_on_padded_rows(
 
     plain = transformers.AutoModelForCausalLM.from_pretrained(tiny_folder(kind))
     config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM", fan_in_fan_out=kind == "gpt2")
-    model = get_peft_model(plain, config)
-    model.eval()
-    layers = dict(model.named_modules())
+    peft_model = get_peft_model(plain, config)
+    peft_model.eval()
+    layers = dict(peft_model.named_modules())
     with torch.no_grad():
         for (a, b), site in zip(model.adapters.views(model.adapters.params), model.adapters.sites, strict=True):
             layers[site.name].lora_A["default"].weight.copy_(a[0])
@@ -101,7 +101,7 @@ def test_gradients_equal_those_of_peft_on_padded_rows(
     total = torch.zeros(())
     flat = [(p.prompt_ids, y) for p in some for y in (p.chosen_ids, p.rejected_ids)]
     for weight, (prompt, response) in zip(weights, flat, strict=True):
-        logits = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+        logits = peft_model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
         total = total + weight * logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).sum()
     total.backward()
     for (da, db), site in zip(model.adapters.views(model.adapters.grads), model.adapters.sites, strict=True):
