@@ -92,9 +92,9 @@ def test_hostile_losses_beside_dpo_and_ipo(
     runs = ResultsFolder(mixed).runs()
     for name, (_, reason) in ACTS.items():
         if reason:
-            assert runs[name, 0]["status"] == "failed", name
-            assert runs[name, 0]["reason"].startswith(reason), runs[name, 0]["reason"]
-            assert len(runs[name, 0]["reason"]) < 500
+            assert runs[name, 0].status == "failed", name
+            assert runs[name, 0].reason.startswith(reason), runs[name, 0]["reason"]
+            assert len(runs[name, 0].reason) < 500
     # Losses that only tried to change what others share trained as if they had not.
     bytes_of = [[*of(mixed, name).values()] for name in harmless]
     assert all(bytes_of)
