@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prefopt.contract.loss import Loss, PairLogps
 from prefopt.storage.schema import HISTORY_COLUMNS
+from prefopt.train.foreign import guarded
 
 METRICS = HISTORY_COLUMNS[2:]
 
@@ -36,6 +37,9 @@ class Run:
     seconds: float = 0.0
     tokens: int = 0
     pairs: int = 0
+
+    def __post_init__(self) -> None:
+        self.loss = guarded(self.loss)
 
 
 @torch.no_grad()

@@ -1,0 +1,131 @@
+"""Losses of somebody else's while they run: what one does stays in its own run.
+
+A foreign loss is given copies of what it reads, the process's shared state is put back after every call, and
+whatever it raises or returns that is not what it promised ends its run alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+from torch import Tensor
+
+from prefopt.contract.loss import ChosenRejected, Loss, PairLogps, TokenStats
+from prefopt.errors import PrefoptError
+from prefopt.runtime.interrupts import Stopped
+from prefopt.runtime.kept_state import kept_state
+
+MOST_SHOWN = 300  # characters of what a loss raised
+T = TypeVar("T")
+
+
+class LossError(Exception):
+    """A foreign loss broke a promise, or raised what would have ended more than its run."""
+
+
+def is_foreign(loss: Loss) -> bool:
+    """Whether a loss is defined outside this package."""
+    return type(loss).__module__.partition(".")[0] != "prefopt"
+
+
+def guarded(loss: Loss) -> Loss:
+    """The loss, behind a guard if it is somebody else's."""
+    return cast("Loss", Guarded(loss)) if is_foreign(loss) else loss
+
+
+def apart(losses: Sequence[T], of: Callable[[T], Loss]) -> list[list[T]]:
+    """Those with losses of ours, then those with foreign ones: groups in which to train, empty ones left out."""
+    groups = ([one for one in losses if is_foreign(of(one)) == foreign] for foreign in (False, True))
+    return [group for group in groups if group]
+
+
+class Guarded:
+    """Stands for a foreign loss: its attributes, and its three functions under guard."""
+
+    def __init__(self, loss: Loss) -> None:
+        self._loss = loss
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loss, name)
+
+    def __call__(self, logps: PairLogps) -> Tensor:
+        """(B,) the loss of each pair."""
+        return _like(_call(self._loss, logps), logps.chosen, "loss")
+
+    def rewards(self, logps: PairLogps) -> ChosenRejected:
+        """The implicit rewards, (B,) each."""
+        rewards = _call(self._loss.rewards, logps)
+        if not isinstance(rewards, ChosenRejected):
+            raise LossError(f"rewards() gave {type(rewards).__name__}; ChosenRejected is wanted")
+        return ChosenRejected(*(_like(value, logps.chosen, f"reward of {name}") for name, value in _named(rewards)))
+
+    def statistic(self, logps: PairLogps) -> Tensor | None:
+        """() what the loss keeps a moving average of, or None."""
+        value = _call(self._loss.statistic, logps)
+        return None if value is None else _like(value, logps.chosen.sum(), "statistic")
+
+
+def _named(rewards: ChosenRejected) -> list[tuple[str, Any]]:
+    return [("chosen", rewards.chosen), ("rejected", rewards.rejected)]
+
+
+def _call(function: Callable[[PairLogps], Any], logps: PairLogps) -> Any:
+    """What the function returns for its own copy of a batch; it must have left the copy as it was."""
+    own, copies = _copy(logps, "")
+    with kept_state():
+        try:
+            value = function(own)
+        except Stopped:
+            raise
+        except BaseException as problem:
+            _contain(problem)
+    written = [name for name, copy in copies.items() if copy._version]
+    if written:
+        raise LossError(f"it writes into its inputs ({', '.join(written)}); compute new values, as clamp for clamp_")
+    return value
+
+
+def _contain(problem: BaseException) -> None:
+    """Raise what the loss raised, as a failure of its run alone and in a text that can be kept."""
+    if isinstance(problem, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        raise problem  # it may be the user's
+    try:
+        whole = str(problem)
+        text = " ".join(whole.split())[:MOST_SHOWN].encode("utf-8", "backslashreplace").decode()
+    except Exception:
+        whole, text = "", "what it says cannot be shown"
+    if isinstance(problem, Exception) and not isinstance(problem, PrefoptError) and text == whole:
+        raise problem
+    raise LossError(f"{type(problem).__name__}: {text}").with_traceback(problem.__traceback__) from None
+
+
+def _like(value: Any, pattern: Tensor, what: str) -> Tensor:
+    """``value``, if it is a plain tensor of the shape, type and device of ``pattern``."""
+    if type(value) is not Tensor:
+        raise LossError(f"the {what} is {type(value).__name__}; a tensor is wanted")
+    for name, is_, wanted in (
+        ("shape", tuple(value.shape), tuple(pattern.shape)),
+        ("type", value.dtype, pattern.dtype),
+        ("device", value.device, pattern.device),
+    ):
+        if is_ != wanted:
+            raise LossError(f"the {what} has {name} {is_}; {wanted} is wanted")
+    return value
+
+
+def _copy(values: PairLogps | TokenStats, place: str) -> tuple[Any, dict[str, Tensor]]:
+    """The same values in tensors of their own, which pass gradients on; and these tensors by name."""
+    copies: dict[str, Tensor] = {}
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(values):
+        value = getattr(values, field.name)
+        if isinstance(value, Tensor):
+            value = copies[place + field.name] = value.clone()
+        elif isinstance(value, TokenStats):
+            value, inner = _copy(value, f"{field.name}.")
+            copies |= inner
+        fields[field.name] = value
+    return type(values)(**fields), copies

@@ -1,0 +1,100 @@
+"""What a loss of somebody else's does while it runs stays in its run: the others' results are equal to the byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command import arguments, run, tree
+
+from prefopt.storage.results import ResultsFolder
+
+# The contract check has batches of other sizes, and the first steps go well.
+PLUGIN = """
+import dataclasses, gc, os, random, signal, sys, warnings
+import numpy, torch
+from prefopt import ChosenRejected, Loss, register
+from prefopt.errors import DataError
+
+def ripe(logps):
+    return logps.chosen.shape[0] == 4 and logps.logratios().margin.abs().max() > 1e-2
+
+class Base(Loss):
+    source = "test"
+    needs_reference = True
+    length_normalized = False
+
+    def rewards(self, logps):
+        return logps.logratios()
+
+    def __call__(self, logps):
+        loss = -torch.nn.functional.logsigmoid(self.rewards(logps).margin)
+        return self.act(loss, logps) if ripe(logps) else loss
+"""
+# Name: (what it does, how its run ends; empty where that is harmless to all).
+ACTS = {
+    "clamps": ("logps.ref_chosen.clamp_(min=-1.0)", "LossError: it writes into its inputs (ref_chosen)"),
+    "lengths": ("logps.chosen_len.add_(1)", "LossError: it writes into its inputs (chosen_len)"),
+    "policy": ("logps.chosen.detach().zero_()", "LossError: it writes into its inputs (chosen)"),
+    "behind": ("logps.ref_rejected.numpy()[:] = 0", ""),
+    "no_grad": ("torch.set_grad_enabled(False)", ""),
+    "double": ("torch.set_default_dtype(torch.float64)", ""),
+    "threads": ("torch.set_num_threads(3); torch.use_deterministic_algorithms(False)", ""),
+    "dice": ("torch.manual_seed(9); numpy.random.seed(9); random.seed(9)", ""),
+    "python": ("warnings.simplefilter('error'); gc.disable(); os.environ['HF_HOME'] = '/'; sys.path.clear()", ""),
+    "signals": ("signal.signal(signal.SIGTERM, signal.SIG_IGN); os.chdir('/')", ""),
+    "refuses": ("raise DataError('mine')", "LossError: DataError: mine"),
+    "leaves": ("sys.exit(3)", "LossError: SystemExit: 3"),
+    "odd_text": ("raise ValueError('\\ud800' + 'x' * 10**6)", "LossError: ValueError: \\ud800xxx"),
+    "column": ("return loss.unsqueeze(1)", "LossError: the loss has shape (4, 1); (4,) is wanted"),
+    "wide": ("return loss.double()", "LossError: the loss has type torch.float64; torch.float32 is wanted"),
+}
+for name, (act, _) in ACTS.items():
+    PLUGIN += f"""
+@register("{name}")
+@dataclasses.dataclass(frozen=True)
+class {name.title().replace("_", "")}(Base):
+    '''A loss that does more than it should.'''
+
+    def act(self, loss, logps):
+        {act}
+        return loss
+"""
+
+
+def of(root: Path, *variants: str) -> dict[str, bytes]:
+    return {name: data for name, data in tree(root).items() if name.split("/")[1:2] and name.split("/")[1] in variants}
+
+
+def test_hostile_losses_beside_dpo_and_ipo(
+    tmp_path: Path,
+    tiny_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plugin = tmp_path / "hostile.py"
+    plugin.write_text(PLUGIN, encoding="utf-8")
+    common = ("--seeds", "0", "--quiet", "--plugin", str(plugin))
+    harmless = [name for name, (_, reason) in ACTS.items() if not reason]
+
+    def compare(name: str, losses: str) -> int:
+        words = arguments(tmp_path, tiny_folder("llama"), "--losses", losses, *common, "--name", name)
+        return run(monkeypatch, words)
+
+    assert compare("good", "dpo,ipo") == 0, capsys.readouterr().err
+    assert compare("mixed", ",".join(["dpo", *ACTS, "ipo"])) == 4
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    good, mixed = (tmp_path / "results" / name for name in ("good", "mixed"))
+    assert of(good, "dpo", "ipo", "reference")
+    assert of(mixed, "dpo", "ipo", "reference") == of(good, "dpo", "ipo", "reference")
+    runs = ResultsFolder(mixed).runs()
+    for name, (_, reason) in ACTS.items():
+        if reason:
+            assert runs[name, 0].status == "failed", name
+            assert runs[name, 0].reason.startswith(reason), runs[name, 0]["reason"]
+            assert len(runs[name, 0].reason) < 500
+    # Losses that only tried to change what others share trained as if they had not.
+    bytes_of = [[*of(mixed, name).values()] for name in harmless]
+    assert all(bytes_of)
