@@ -21,6 +21,7 @@ from prefopt.model.base import Base, load_base
 from prefopt.model.generate import sample
 from prefopt.model.logps import pair_rows, response_logps, score_rows
 from prefopt.model.packing import pack, use_layout
+from prefopt.train.feed import FixedOrder
 from prefopt.train.loop import train_group
 from prefopt.train.state import Run
 
@@ -57,7 +58,15 @@ def train(base: Base, config: Train, labels: tuple[str, ...] = LABELS) -> tuple[
     runs = [Run(f"{i}", make_loss(label), config.learning_rate, i) for i, label in enumerate(labels)]
     with model.off():
         sets = [pair_set(base, scored(8, 1)), pair_set(base, scored(4, 2))]
-    train_group(model, runs, train=sets[0], heldout=sets[1], config=config, seed=0, progress=lambda *_: None)
+    train_group(
+        model,
+        runs,
+        feed=FixedOrder.of(sets[0], config, 0),
+        heldout=sets[1],
+        config=config,
+        seed=0,
+        progress=lambda *_: None,
+    )
     return runs, model
 
 
@@ -201,7 +210,15 @@ def test_a_step_does_not_wait_for_the_device(cuda_base: Load) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            train_group(model, [run], train=sets[0], heldout=sets[1], config=config, seed=0, progress=watch)
+            train_group(
+                model,
+                [run],
+                feed=FixedOrder.of(sets[0], config, 0),
+                heldout=sets[1],
+                config=config,
+                seed=0,
+                progress=watch,
+            )
         finally:
             torch.cuda.set_sync_debug_mode("default")
     messages = [str(w.message) for w in caught if "synchroniz" in str(w.message).lower()]

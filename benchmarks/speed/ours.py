@@ -37,6 +37,7 @@ from prefopt.model.generate import sample
 from prefopt.runtime import memory
 from prefopt.storage.hashing import digest
 from prefopt.train.autosize import Fit, fit
+from prefopt.train.feed import FixedOrder
 from prefopt.train.loop import train_group
 from prefopt.train.pairset import PairSet, Reference, reference_logps
 from prefopt.train.state import Run
@@ -103,7 +104,7 @@ class Side:
         train_group(
             self.model,
             runs,
-            train=self.train,
+            feed=FixedOrder.of(self.train, Train(**config), self.case.seed),
             heldout=PairSet(self.pairs[:1], _first(self.train.reference)),
             config=self.fit.apply(Train(**config)),
             seed=self.case.seed,

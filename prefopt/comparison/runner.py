@@ -18,6 +18,7 @@ from prefopt.comparison.manifest import describe
 from prefopt.comparison.seed_group import SeedGroup
 from prefopt.config.schema import Config
 from prefopt.errors import DataError
+from prefopt.losses import DPO
 from prefopt.prepare.materials import Materials, prepare
 from prefopt.runtime.device import pick_device
 from prefopt.runtime.progress import Progress
@@ -144,7 +145,9 @@ def _describe(
     progress.stage("training a few steps twice, to see whether they repeat", 0, 1)
     repeats = before.determinism if before is not None else None
     if not isinstance(repeats, dict):
-        repeats = determinism.probe(materials.model, materials.train, materials.heldout, step.apply(config.train))
+        repeats = determinism.probe(
+            materials.model, DPO(), materials.train, materials.heldout, step.apply(config.train)
+        )
     manifest = describe(config, materials, step, command, repeats)
     folder.write_manifest(
         replace(manifest, created=before.created) if before is not None and before.created else manifest

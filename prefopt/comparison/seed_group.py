@@ -19,6 +19,7 @@ from prefopt.storage.results import ResultsFolder
 from prefopt.storage.schema import REFERENCE
 from prefopt.train.checkpoint import Checkpoints, common_step
 from prefopt.train.failures import why_left
+from prefopt.train.feed import FixedOrder
 from prefopt.train.heldout import heldout_frame
 from prefopt.train.loop import train_group
 from prefopt.train.state import Run
@@ -99,7 +100,7 @@ class SeedGroup:
         train_group(
             self.materials.model,
             runs,
-            train=self.materials.train,
+            feed=FixedOrder.of(self.materials.train, self.train, seed),
             heldout=self.materials.heldout,
             config=self.train,
             seed=seed,

@@ -21,6 +21,7 @@ from prefopt.judges.gold import oracle_judgements
 from prefopt.selftest import world
 from prefopt.selftest.control import Control
 from prefopt.storage.schema import REFERENCE
+from prefopt.train.feed import FixedOrder
 from prefopt.train.heldout import heldout_logps
 from prefopt.train.loop import train_group
 from prefopt.train.pairset import PairSet
@@ -83,7 +84,13 @@ def _train(
     for run in runs:
         bank.initialise(run.slot, seed)
     train_group(
-        here.model, runs, train=train, heldout=heldout, config=TRAIN, seed=seed, progress=lambda step, values: None
+        here.model,
+        runs,
+        feed=FixedOrder.of(train, TRAIN, seed),
+        heldout=heldout,
+        config=TRAIN,
+        seed=seed,
+        progress=lambda step, values: None,
     )
     logps = {run.variant: here.logps(run.slot) for run in runs}
     logps[REFERENCE] = here.logps(None)

@@ -7,8 +7,9 @@ import dataclasses
 import torch
 
 from prefopt.config.schema import Train
-from prefopt.losses import DPO
+from prefopt.contract.loss import Loss
 from prefopt.model.adapted import AdaptedModel
+from prefopt.train.feed import FixedOrder
 from prefopt.train.loop import train_group
 from prefopt.train.pairset import PairSet
 from prefopt.train.state import Run
@@ -33,11 +34,12 @@ def settle(device: torch.device) -> None:
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
-def probe(model: AdaptedModel, train: PairSet, heldout: PairSet, config: Train) -> dict[str, str]:
-    """Train one adapter on DPO's loss for two steps, twice; what the manifest says about it.
+def probe(model: AdaptedModel, loss: Loss, train: PairSet, heldout: PairSet, config: Train) -> dict[str, str]:
+    """Train one adapter for two steps, twice; what the manifest says about it.
 
     Args:
         model: The base and its adapters, of which the first is used, and left at zero.
+        loss: The loss to train on.
         train: Training pairs.
         heldout: Held-out pairs; a few are scored, too.
         config: The shared loop's settings, made definite by ``fit``.
@@ -46,12 +48,15 @@ def probe(model: AdaptedModel, train: PairSet, heldout: PairSet, config: Train) 
     few = config.model_copy(update={"steps": STEPS, "eval_every": STEPS, "log_every": 1})
     count = min(_HELDOUT, len(heldout.pairs))
     pairs, (chosen, rejected) = heldout.take(range(count))
-    some = PairSet(tuple(pairs), dataclasses.replace(heldout.reference, chosen=chosen, rejected=rejected))
+    few_heldout = PairSet(tuple(pairs), dataclasses.replace(heldout.reference, chosen=chosen, rejected=rejected))
+    feed = FixedOrder.of(train, few, seed=0)
     seen = []
     for _ in range(2):
         bank.initialise(0, seed=0)
-        run = Run("probe", DPO(), config.learning_rate, 0)
-        train_group(model, [run], train=train, heldout=some, config=few, seed=0, progress=lambda step, values: None)
+        run = Run("probe", loss, config.learning_rate, 0)
+        train_group(
+            model, [run], feed=feed, heldout=few_heldout, config=few, seed=0, progress=lambda step, values: None
+        )
         seen.append((bank.hash(0), repr(run.history)))
     bank.params[0].zero_()
     same = seen[0] == seen[1]

@@ -7,12 +7,12 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from prefopt.config.schema import Train
 from prefopt.errors import PrefoptError
 from prefopt.model.adapted import AdaptedModel
+from prefopt.train.feed import Feed
 from prefopt.train.heldout import heldout_logps
 from prefopt.train.pairset import PairSet, Reference
 from prefopt.train.state import METRICS, Run
@@ -51,12 +51,12 @@ def why_left(problem: Exception) -> str:
     return f"{type(problem).__name__}: {lines[0] if lines else ''} ({Path(frame.filename).name}:{frame.lineno})"
 
 
-def leave_diverged(model: AdaptedModel, run: Run, train: PairSet, order: np.ndarray, seed: int) -> None:
+def leave_diverged(model: AdaptedModel, run: Run, feed: Feed, seed: int) -> None:
     """Say which terms and pairs were not finite, and forget what was logged after it, before anybody looked."""
     at = run.diverged_at or 0
     run.history = [r for r in run.history if r["step"] < at or (r["step"] == at and r["split"] == "train")]
     terms = not_finite(run)
-    pairs, reference = train.take(order[at - 1])
+    pairs, reference = feed.batch(run, at - 1)
     some = PairSet(tuple(pairs), Reference(reference[0], reference[1], ""))
     try:
         batch = heldout_logps(model, run.slot, run.loss, some, seed=seed)

@@ -1,8 +1,8 @@
-"""The one training loop: every variant of a seed, step by step, on the same batches and one frozen base.
+"""The one training loop: every variant of a seed, step by step, on one frozen base.
 
-All runs of a group see the same pairs at the same step. Each has its own adapter, optimizer state, schedule and
-gradient clip, so its result does not depend on its companions; one that diverges, or whose code raises, leaves the
-group, and the others go on unchanged.
+A feed says which pairs a run sees at a step; pairs that are fixed beforehand are the same for all runs. Each run has its
+own adapter, optimizer state, schedule and gradient clip, so its result does not depend on its companions; one that
+diverges, or whose code raises, leaves the group, and the others go on unchanged.
 
 Shapes: K runs of a group, k runs of one stacked pass, B pairs of an optimizer batch.
 """
@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from prefopt.config.schema import Train
-from prefopt.data.order import pair_order
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.adapters import AdapterBank
 from prefopt.runtime import interrupts, memory
 from prefopt.train.failures import leave_diverged, not_finite, step_or_leave, why_left
+from prefopt.train.feed import Feed, PairBatch
 from prefopt.train.heldout import evaluate_heldout
 from prefopt.train.optimizer import with_optimizer
 from prefopt.train.pairset import PairSet
@@ -40,7 +41,7 @@ def train_group(
     model: AdaptedModel,
     runs: Sequence[Run],
     *,
-    train: PairSet,
+    feed: Feed,
     heldout: PairSet,
     config: Train,
     seed: int,
@@ -55,52 +56,32 @@ def train_group(
     Args:
         model: The base, and adapters already initialised; run ``r`` trains row ``r.slot``. Slots are 0 .. K-1 in order.
         runs: The variants.
-        train: Training pairs.
+        feed: Asked for the pairs of each run at each step.
         heldout: Held-out pairs, scored at step 0, every ``eval_every`` steps and at the end.
         config: The shared loop's settings, made definite by ``fit``; adapters are not stacked where it still says
             ``auto``.
-        seed: Decides the order of the pairs.
+        seed: Decides the noise of losses that draw tokens.
         progress: Called with the step and each variant's last metrics.
         keepers: Where each slot's checkpoints go; none are written without.
 
     Raises:
         Stopped: After a signal, once the step has ended and its checkpoints are written.
     """
-    order = pair_order(len(train.pairs), seed=seed, steps=config.steps, pairs_per_step=config.pairs_per_step)
-    width = config.stack if config.stack != "auto" else 1
     for run in runs:
         with_optimizer(run, model.adapters, config)
-    _evaluate(model, [run for run in runs if run.step == 0], heldout, step=0, seed=seed)
-    progress(min((run.step for run in runs), default=0), latest(runs))
-    kept_at = time.monotonic()
+    group = _Lockstep(model, feed, heldout, config, seed, keepers)
+    group.evaluate([run for run in runs if run.step == 0], step=0)
+    first = min((run.step for run in runs), default=0)
+    progress(first, latest(runs))
     with interrupts.deferred() as stop:
-        for step in range(min((run.step for run in runs), default=0), config.steps):
-            batch = Batch(model, *train.take(order[step]), config, seed, step)
-            active = [run for run in runs if run.step <= step and not run.reason]
-            for chunk in consecutive(active, width):
-                began = time.perf_counter()
-                step_or_leave(model, chunk, batch, config)
-                for run in chunk:
-                    run.seconds += (time.perf_counter() - began) / len(chunk)
-                    run.step = step + 1
-            last = step + 1 == config.steps
+        for step in range(first, config.steps):
+            active = group.advance(runs, step)
             ending = stop.requested  # asked once: a signal that comes later ends the next step
-            keep = keepers is not None and (ending or _is_due(config, step + 1, kept_at))
-            if (step + 1) % config.log_every == 0 or last or keep or (step + 1) % config.eval_every == 0:
-                for run in active:
-                    collect(run)
-                memory.trim(model.base.device)
-            for run in active:
-                if run.diverged_at is not None and not run.reason:
-                    leave_diverged(model, run, train, order, seed)
-            active = [run for run in active if not run.reason]
-            if (step + 1) % config.eval_every == 0 or last:
-                _evaluate(model, active, heldout, step=step + 1, seed=seed)
-            if keep and keepers is not None:
-                for run in active:
-                    if not run.reason:
-                        keepers[run.slot].write(run, model.adapters)
-                kept_at = time.monotonic()
+            keep = group.must_keep(step + 1, ending=ending)
+            active = group.drop_failed(active, step + 1, keep=keep)
+            group.evaluate_if_due(active, step + 1)
+            if keep:
+                group.keep([run for run in active if not run.reason])
             progress(step + 1, latest(runs))
             if ending:
                 stop.raise_if_requested(f"after step {step + 1} of {config.steps}")
@@ -108,22 +89,89 @@ def train_group(
         run.optimizer = None
 
 
+@dataclass
+class _Lockstep:
+    """What the phases of a step share. ``done`` counts the steps that are behind the group."""
+
+    model: AdaptedModel
+    feed: Feed
+    heldout: PairSet
+    config: Train
+    seed: int
+    keepers: Mapping[int, Keeper] | None
+    kept_at: float = field(default_factory=time.monotonic)
+
+    def advance(self, runs: Sequence[Run], step: int) -> list[Run]:
+        """One step of every run that takes it: runs that have left, or are further on already, do not."""
+        active = [run for run in runs if run.step <= step and not run.reason]
+        for batch, members in self._batches(active, step):
+            for chunk in consecutive(members, self.config.stack if self.config.stack != "auto" else 1):
+                began = time.perf_counter()
+                step_or_leave(self.model, chunk, batch, self.config)
+                for run in chunk:
+                    run.seconds += (time.perf_counter() - began) / len(chunk)
+                    run.step = step + 1
+        return active
+
+    def _batches(self, runs: Sequence[Run], step: int) -> list[tuple[Batch, list[Run]]]:
+        """The batches of a step, each with the runs that the feed gave that very object."""
+        members: dict[int, tuple[PairBatch, list[Run]]] = {}
+        for run in runs:
+            pairs = self.feed.batch(run, step)
+            members.setdefault(id(pairs), (pairs, []))[1].append(run)
+        return [
+            (Batch(self.model, pairs.pairs, pairs.reference, self.config, self.seed, step), some)
+            for pairs, some in members.values()
+        ]
+
+    def must_keep(self, done: int, *, ending: bool) -> bool:
+        """Whether checkpoints are to be written after this step."""
+        return self.keepers is not None and (ending or _is_due(self.config, done, self.kept_at))
+
+    def drop_failed(self, runs: Sequence[Run], done: int, *, keep: bool) -> list[Run]:
+        """Fetch what was logged, where somebody looks at it now; the runs that go on."""
+        if done % self.config.log_every == 0 or keep or self._is_evaluated(done):
+            for run in runs:
+                collect(run)
+            memory.trim(self.model.base.device)
+        for run in runs:
+            if run.diverged_at is not None and not run.reason:
+                leave_diverged(self.model, run, self.feed, self.seed)
+        return [run for run in runs if not run.reason]
+
+    def evaluate_if_due(self, runs: Sequence[Run], done: int) -> None:
+        """Score the held-out pairs, where the settings ask for it after this step."""
+        if self._is_evaluated(done):
+            self.evaluate(runs, step=done)
+
+    def evaluate(self, runs: Sequence[Run], *, step: int) -> None:
+        """Score the held-out pairs under each run; one whose code raises, or whose numbers are not finite, leaves."""
+        for run in runs:
+            try:
+                evaluate_heldout(self.model, [run], self.heldout, step=step, seed=self.seed)
+            except Exception as problem:
+                run.reason = f"{why_left(problem)} in the held-out evaluation at step {step}"
+                continue
+            if run.diverged_at is not None:
+                run.reason = f"{not_finite(run)} of the held-out pairs not finite at step {step}"
+
+    def keep(self, runs: Sequence[Run]) -> None:
+        """Write a checkpoint of each run."""
+        assert self.keepers is not None
+        for run in runs:
+            self.keepers[run.slot].write(run, self.model.adapters)
+        self.kept_at = time.monotonic()
+
+    def _is_evaluated(self, done: int) -> bool:
+        return done % self.config.eval_every == 0 or done == self.config.steps
+
+
 def _is_due(config: Train, step: int, kept_at: float) -> bool:
+    """Whether a checkpoint is due after ``step`` steps, by their number or by the time since the last."""
     if config.checkpoint_every == "auto":
         waited = time.monotonic() - kept_at
         return waited > AUTO_EVERY_S or (step == config.steps and waited > AUTO_LAST_S)
     return step == config.steps or step % config.checkpoint_every == 0
-
-
-def _evaluate(model: AdaptedModel, runs: Sequence[Run], heldout: PairSet, *, step: int, seed: int) -> None:
-    for run in runs:
-        try:
-            evaluate_heldout(model, [run], heldout, step=step, seed=seed)
-        except Exception as problem:
-            run.reason = f"{why_left(problem)} in the held-out evaluation at step {step}"
-            continue
-        if run.diverged_at is not None:
-            run.reason = f"{not_finite(run)} of the held-out pairs not finite at step {step}"
 
 
 def consecutive(runs: Sequence[Run], width: int) -> list[list[Run]]:

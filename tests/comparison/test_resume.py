@@ -21,6 +21,7 @@ from prefopt.model.adapters import AdapterBank
 from prefopt.model.base import Base
 from prefopt.storage.results import ResultsFolder
 from prefopt.train.checkpoint import Checkpoints, common_step, optimizer_state
+from prefopt.train.feed import FixedOrder
 from prefopt.train.loop import train_group
 from prefopt.train.pairset import PairSet
 from prefopt.train.state import Run
@@ -65,7 +66,8 @@ class Bench:
                 keepers[run.slot].look()
                 keepers[run.slot].restore(start[run.slot], run, self.model.adapters, config)
         train_group(
-            self.model, runs, train=self.train_pairs, heldout=self.heldout, config=config, seed=0,
+            self.model, runs, feed=FixedOrder.of(self.train_pairs, config, 0), heldout=self.heldout,
+            config=config, seed=0,
             progress=lambda step, values: None, keepers=dict(enumerate(keepers)) if folder else None,
         )  # fmt: skip
         return runs, keepers

@@ -15,6 +15,7 @@ from prefopt.data import TokenPair
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
 from prefopt.model.logps import score_rows
+from prefopt.train.feed import FixedOrder
 from prefopt.train.loop import train_group
 from prefopt.train.pairset import PairSet, Reference, unique_responses
 from prefopt.train.state import Run
@@ -51,7 +52,13 @@ def train(
     with model.off():
         sets = [pair_set(base, scored(n, 1)), pair_set(base, scored(4, 2))]
     train_group(
-        model, runs, train=sets[0], heldout=sets[1], config=config, seed=seed, progress=lambda step, values: None
+        model,
+        runs,
+        feed=FixedOrder.of(sets[0], config, seed),
+        heldout=sets[1],
+        config=config,
+        seed=seed,
+        progress=lambda step, values: None,
     )
     return runs, model
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from training import CONFIG, LORA, pair_set, scored
 
+from prefopt import make_loss
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
 from prefopt.train import determinism, failures
@@ -29,7 +30,7 @@ def test_the_probe_says_what_it_saw(
         model.adapters.params[0, 0] += noise * calls[0]  # as a sum in another order would
 
     monkeypatch.setattr(failures, "train_step", step)
-    found = determinism.probe(model, *sets, CONFIG)
+    found = determinism.probe(model, make_loss("dpo"), *sets, CONFIG)
     assert found["outcome"] == ("unverified" if noise else "verified")
     assert calls[0] == 2 * determinism.STEPS
     assert not model.adapters.params.any()  # as it was found
