@@ -1,7 +1,7 @@
 """The one training loop: every variant of a seed, step by step, on one frozen base.
 
-A feed says which pairs a run sees at a step; pairs that are fixed beforehand are the same for all runs. Each run has its
-own adapter, optimizer state, schedule and gradient clip, so its result does not depend on its companions; one that
+A feed says which pairs a run sees at a step; pairs that are fixed beforehand are the same for all runs. Each run has
+its own adapter, optimizer state, schedule and gradient clip, so its result does not depend on its companions; one that
 diverges, or whose code raises, leaves the group, and the others go on unchanged.
 
 Shapes: K runs of a group, k runs of one stacked pass, B pairs of an optimizer batch.
