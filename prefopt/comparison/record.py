@@ -16,7 +16,7 @@ from prefopt.storage import durable
 from prefopt.storage.formats import write_frame, write_json
 from prefopt.storage.hashing import file_hashes, seal
 from prefopt.storage.results import ResultsFolder
-from prefopt.storage.schema import HISTORY_COLUMNS, REFERENCE
+from prefopt.storage.schema import HISTORY_COLUMNS, ORACLE, REFERENCE
 from prefopt.train.state import Run
 
 CHECKPOINTS = "checkpoints"
@@ -113,7 +113,7 @@ def judge(folder: ResultsFolder) -> None:
     """Write the gold reward's judgements of every run that is there, beside those of other judges."""
     manifest = folder.manifest()
     before = folder.judgements(lacking=True)
-    kept = before[before["judge"] != "oracle"]
+    kept = before[before["judge"] != ORACLE]
     parts = [kept] if len(kept) else []
     if manifest["task"].get("reward"):
         done = [key for key, run in folder.runs().items() if run.get("status", "complete") == "complete"]
