@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 
 from prefopt import stats
+from prefopt.analysis.load import judges_in_order
 from prefopt.errors import ClaimError, UsageError, did_you_mean
 from prefopt.storage.results import ResultsFolder
 from prefopt.storage.schema import REFERENCE
 
-ORACLE = "oracle"
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -112,7 +112,7 @@ def check(folder: ResultsFolder, claims: Sequence[Claim]) -> list[Outcome]:
         ClaimError: If a claim cannot be looked up, because nothing was judged or a variant has not finished.
     """
     frame = folder.judgements()
-    judge = first_judge(frame)
+    judge = next(iter(judges_in_order(frame)), None)
     if judge is None:
         raise ClaimError(
             f"{folder.root}: no claim can be checked, since no judge compared the samples; judge them first"
@@ -120,12 +120,6 @@ def check(folder: ResultsFolder, claims: Sequence[Claim]) -> list[Outcome]:
     frame = frame[(frame["judge"] == judge) & (frame["opponent"] == REFERENCE)]
     planned = list(folder.manifest().seeds)
     return [_outcome(claim, frame, planned) for claim in claims]
-
-
-def first_judge(frame: pd.DataFrame) -> str | None:
-    """The judge whose verdicts count: the gold reward if it is there, else the first by name, None without any."""
-    judges = sorted({str(judge) for judge in frame["judge"]}, key=lambda judge: (judge != ORACLE, judge))
-    return judges[0] if judges else None
 
 
 def _outcome(claim: Claim, frame: pd.DataFrame, planned: Sequence[int]) -> Outcome:

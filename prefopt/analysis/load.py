@@ -15,7 +15,6 @@ from prefopt.errors import UsageError
 from prefopt.storage import results, schema
 from prefopt.storage.records import Manifest, RunRecord, check_conditions
 
-ORACLE = "oracle"
 SELFTEST_FIELDS = {"name", "question", "value", "low", "high", "detail", "passed"}
 
 
@@ -68,15 +67,20 @@ class Comparison:
         return len(self.complete_seeds(variant)) == len(self.seeds)
 
     def judges(self) -> list[str]:
-        """Judges in the order of their weight: the gold reward first, then by name."""
-        names = self.judgements["judge"].unique() if len(self.judgements) else []
-        return sorted(names, key=lambda judge: (judge != ORACLE, judge))
+        """Its judges, as ``judges_in_order``."""
+        return judges_in_order(self.judgements)
 
     def judge_facts(self) -> dict[str, dict[str, Any]]:
         """What each judge's own run found about it (``judge.json``), by the judge's name."""
         folder = results.ResultsFolder(self.root)
         each = [folder.read_json(path) for path in sorted(self.root.glob("judge/*/judge.json"))]
         return {str(facts["judge"]): facts for facts in each if "judge" in facts}
+
+
+def judges_in_order(judgements: pd.DataFrame) -> list[str]:
+    """The judges of JUDGEMENT_COLUMNS, the gold reward first and the others by name; the first one's verdicts count."""
+    judges = {str(judge) for judge in judgements["judge"].unique()}
+    return sorted(judges, key=lambda judge: (judge != schema.ORACLE, judge))
 
 
 def load(root: Path) -> Comparison:

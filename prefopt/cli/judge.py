@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prefopt.cli.console import Console
-from prefopt.cli.options import AsJson, Quiet, as_text, style
+from prefopt.cli.options import AsJson, Quiet, as_lines, as_text, style
 from prefopt.errors import IncompleteError
+
+if TYPE_CHECKING:
+    from prefopt.judges.judging import Plan
 
 
 def judge(
     folder: Annotated[Path, typer.Argument(help="Such as results/imdb.")],
     by: Annotated[str, typer.Option("--judge", help="oracle, rm:MODEL, lm:MODEL, openai:MODEL or file:PATH.")],
     pairs: Annotated[str, typer.Option(help="reference, or all.")] = "reference",
-    prompts: Annotated[int | None, typer.Option(min=2, help="Only the first so many prompts.")] = None,
-    base_url: Annotated[str, typer.Option(help="Of an OpenAI-compatible server, up to and with /v1.")] = "",
+    prompts: Annotated[int | None, typer.Option(min=2, help="Judge the first prompts only, so many of them.")] = None,
+    base_url: Annotated[str, typer.Option(help="Address of an OpenAI-compatible server, up to and with /v1.")] = "",
     api_key_env: Annotated[str, typer.Option(help="Environment variable of its key.")] = "OPENAI_API_KEY",
     max_calls: Annotated[int | None, typer.Option(min=1, help="Requests at most, retries among them.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=64, help="Requests under way at once.")] = 4,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of a reply; models that reason need thousands.")] = 512,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply; models that reason need thousands.")] = 512,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for one reply.")] = 120.0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda, for local models.")] = "auto",
     questions: Annotated[Path | None, typer.Option(help="Write what is to be judged as JSONL, and stop.")] = None,
@@ -31,27 +34,39 @@ def judge(
     as_json: AsJson = False,
 ) -> None:
     """Judge a comparison's samples, again or by another judge, without training anything again."""
-    from prefopt.judges import Limits
-    from prefopt.judges.judging import run
+    from prefopt.judges import judging
+    from prefopt.judges.request import JudgeRequest, Limits
+    from prefopt.runtime import interrupts
     from prefopt.storage import locks
 
-    writes = not dry_run and questions is None
-    with Console(style(quiet, as_json)) as console, locks.hold(folder) if writes else nullcontext():
-        found = run(
-            folder,
-            by,
-            pairs=pairs,
-            prompts=prompts,
-            base_url=base_url,
-            key_variable=api_key_env,
-            limits=Limits(
-                max_calls=max_calls, concurrency=concurrency, max_tokens=max_tokens, read_s=timeout, total_s=timeout
-            ),
-            device=device,
-            questions_file=questions,
-            dry_run=dry_run,
-            progress=console,
-        )
-    print(as_text(found) if as_json else "\n".join(f"{key:24} {value}" for key, value in found.items()))
-    if found.get("problems"):
-        raise IncompleteError(f"judge {found['judge']}: " + "; ".join(found["problems"]))
+    limits = Limits(
+        max_calls=max_calls, concurrency=concurrency, max_tokens=max_tokens, read_s=timeout, total_s=timeout
+    )
+    request = JudgeRequest(folder, by, pairs, prompts, base_url, api_key_env, limits, device)
+    show = as_text if as_json else as_lines
+    if questions is not None:
+        print(show({"questions": str(questions), "comparisons": judging.write_blank(request, questions)}))
+    elif dry_run:
+        print(show(_plan_shown(judging.plan(request))))
+    else:
+        with Console(style(quiet, as_json)) as console, interrupts.listen(), locks.hold(folder):
+            record = judging.run(request, console)
+        print(show(_record_shown(record, folder)))
+        if record["problems"]:
+            raise IncompleteError(f"judge {record['judge']}: " + "; ".join(record["problems"]))
+
+
+def _plan_shown(plan: Plan) -> dict[str, Any]:
+    return {"judge": plan.judge, "comparisons": plan.comparisons, **plan.facts, "calls": plan.calls}
+
+
+def _record_shown(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What is known of the judge, its controls in one line, and what to do next."""
+    shown = {key: value for key, value in record.items() if key != "controls"}
+    return {**shown, "controls": _controls_shown(record["controls"]), "report": f"prefopt report {folder}"}
+
+
+def _controls_shown(rows: Sequence[Mapping[str, Any]]) -> str:
+    rates = {row["control"]: row["win_rate"] for row in rows}
+    shown = [f"{name} {'-' if rate is None else format(100 * rate, '.0f') + ' %'}" for name, rate in rates.items()]
+    return "; ".join(shown) or "not asked"

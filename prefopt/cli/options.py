@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from prefopt.cli.console import Style
+from prefopt.cli.console import Style, visible
 
 ConfigFile = Annotated[Path | None, typer.Argument(help="A TOML file; the embedded default without one.")]
 Model = Annotated[str | None, typer.Option(help="A folder, a .gguf file or a hub id.")]
@@ -33,5 +33,5 @@ def as_text(value: Any) -> str:
 
 
 def as_lines(values: dict[str, Any], *, width: int = 24) -> str:
-    """A line for each value, behind its name."""
-    return "\n".join(f"{key:{width}} {value}" for key, value in values.items())
+    """A line for each value, behind its name; control characters are shown as escapes."""
+    return "\n".join(f"{key:{width}} {visible(str(value))}" for key, value in values.items())

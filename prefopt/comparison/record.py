@@ -20,7 +20,7 @@ from prefopt.storage.formats import write_frame, write_json
 from prefopt.storage.hashing import file_hashes, seal
 from prefopt.storage.records import RunRecord
 from prefopt.storage.results import ResultsFolder
-from prefopt.storage.schema import HISTORY_COLUMNS, REFERENCE
+from prefopt.storage.schema import HISTORY_COLUMNS, ORACLE, REFERENCE
 from prefopt.train.state import Run
 
 CHECKPOINTS = "checkpoints"
@@ -142,7 +142,7 @@ def judge(folder: ResultsFolder) -> None:
     """Write the gold reward's judgements of every complete run, beside those of other judges."""
     manifest = folder.manifest()
     before = folder.judgements(may_be_missing=True)
-    kept = before[before["judge"] != "oracle"]
+    kept = before[before["judge"] != ORACLE]
     parts = [kept] if len(kept) else []
     if manifest.task.get("reward"):
         complete = [key for key, run in folder.runs().items() if run.is_complete]

@@ -59,12 +59,14 @@ class PairwiseJudge(Protocol):
     Attributes:
         name: As results and the report call it.
         fingerprint: Changes whenever a verdict could: model, template, settings.
-        calls: Questions it has put to a server or a model, retries among them.
     """
 
     name: str
     fingerprint: str
-    calls: int
+
+    @property
+    def calls(self) -> int:
+        """Questions it has put to a server or a model, repeated ones among them."""
 
     def ask(self, questions: Sequence[Shown]) -> Iterator[tuple[int, Verdict]]:
         """The place of each question and its verdict, in the order in which they come in."""
@@ -134,11 +136,11 @@ def parse_reply(reply: str) -> float | None:
     text = _THOUGHT.sub("", reply).strip()
     if text.startswith("{"):
         try:
-            value = json.loads(text)
-        except ValueError:
+            fields = json.loads(text, object_pairs_hook=list)  # pairs, since an object may name one field twice
+        except (ValueError, RecursionError):
             return None
-        if not isinstance(value, dict) or set(value) != {"verdict"} or not isinstance(value["verdict"], str):
+        if len(fields) != 1 or fields[0][0] != "verdict" or not isinstance(fields[0][1], str):
             return None
-        text = value["verdict"].strip()
-    found = _REPLY.fullmatch(text)
-    return _POINTS[found.group(1) or found.group(2)] if found else None
+        text = fields[0][1].strip()
+    letter = _REPLY.fullmatch(text)
+    return _POINTS[letter.group(1) or letter.group(2)] if letter else None

@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from prefopt.storage.schema import JUDGEMENT_COLUMNS, REFERENCE
+from prefopt.storage.schema import JUDGEMENT_COLUMNS, ORACLE, REFERENCE
 
 
 def oracle_judgements(scores: Mapping[tuple[str, int], pd.DataFrame], variants: Sequence[str]) -> pd.DataFrame:
@@ -30,7 +30,7 @@ def oracle_judgements(scores: Mapping[tuple[str, int], pd.DataFrame], variants: 
             a, b = matrices[first, seed][:, :, None], matrices[second, seed][:, None, :]
             ties = (a == b).mean((1, 2))
             part = pd.DataFrame({"score": (a > b).mean((1, 2)) + ties / 2, "ties": ties})
-            part["judge"], part["variant"], part["opponent"], part["seed"] = "oracle", first, second, seed
+            part["judge"], part["variant"], part["opponent"], part["seed"] = ORACLE, first, second, seed
             part["prompt_id"] = np.sort(scores[first, seed]["prompt_id"].unique())
             part["n"], part["invalid"] = a.shape[1] * b.shape[2], 0
             parts.append(part)

@@ -16,6 +16,7 @@ from prefopt.model.checks import check_folder, check_loaded, first_line
 from prefopt.model.source import local_folder
 from prefopt.runtime.device import pick_dtype
 from prefopt.storage.hashing import digest, sha256_file
+from prefopt.storage.schema import ORACLE
 from prefopt.tasks.base import Task
 
 TOKENS_PER_BATCH = 8192
@@ -32,8 +33,8 @@ class OracleJudge:
         if not task.has_reward:
             raise UsageError(f"--judge oracle: the task {task.name} has no gold reward; name another judge")
         self.task = task
-        self.name = "oracle"
-        self.fingerprint = digest(["oracle", task.name, task.fingerprint])
+        self.name = ORACLE
+        self.fingerprint = digest([ORACLE, task.name, task.fingerprint])
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Floats:
         """(N,) gold rewards."""

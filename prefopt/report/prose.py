@@ -8,6 +8,7 @@ from typing import Any
 
 from prefopt.analysis.sentences import counted, listed
 from prefopt.report.selftest import selftest_text
+from prefopt.storage.schema import ORACLE
 
 Row = Mapping[str, Any]
 
@@ -119,7 +120,7 @@ def _judges_text(results: Row) -> tuple[str, ...]:
         return ()
     task = results["setup"]["task"]
     text = [f"Win rates in this report are by the judge “{results['setup']['judge']}”; ties count half."]
-    if results["setup"]["judge"] == "oracle" and task.get("reward"):
+    if results["setup"]["judge"] == ORACLE and task.get("reward"):
         accuracy = task.get("reward_accuracy")
         known = "" if accuracy is None else f" Its accuracy on held-out labels is {100 * accuracy:.1f} %."
         text.append(

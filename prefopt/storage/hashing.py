@@ -8,12 +8,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from prefopt.storage.redact import redacted
 from prefopt.storage.schema import SCHEMA
 
 
 def seal(value: Mapping[str, Any]) -> dict[str, Any]:
-    """``value`` with the schema's number and the SHA-256 of all the rest, which ``ResultsFolder.read_json`` checks."""
-    whole = {**value, "schema": SCHEMA}
+    """``value`` with the schema's number and the SHA-256 of all the rest, which ``ResultsFolder.read_json`` checks.
+
+    Secrets are taken out first, as they would be when it is written.
+    """
+    whole: dict[str, Any] = {**redacted(value), "schema": SCHEMA}
     whole.pop("sha256", None)
     return {**whole, "sha256": sha256_json(whole)}
 

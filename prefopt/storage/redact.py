@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 _SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 _SHORTEST = 8  # shorter values of such variables are words such as "true"
@@ -16,8 +18,33 @@ _SECRET_SHAPE = re.compile(
 
 def without_secrets(text: str) -> str:
     """``text`` with ``[secret]`` for values of secret environment variables and for what looks like a token."""
+    return _without(text, _secret_values())
+
+
+def redacted(value: Any) -> Any:
+    """A value for JSON with every text in it, keys too, as ``without_secrets`` gives it."""
+    secrets = _secret_values()
+
+    def clean(item: Any) -> Any:
+        if isinstance(item, str):
+            return _without(item, secrets)
+        if isinstance(item, Mapping):
+            return {clean(key): clean(part) for key, part in item.items()}
+        if isinstance(item, list | tuple):
+            return type(item)([clean(part) for part in item])
+        return item
+
+    return clean(value)
+
+
+def _secret_values() -> list[str]:
+    """Values of secret environment variables, the longest first, since one may hold another."""
     values = {value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= _SHORTEST}
-    for value in sorted(values, key=len, reverse=True):
+    return sorted(values, key=len, reverse=True)
+
+
+def _without(text: str, secrets: Sequence[str]) -> str:
+    for value in secrets:
         text = text.replace(value, "[secret]")
     return _SECRET_SHAPE.sub("[secret]", text)
 

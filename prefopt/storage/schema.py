@@ -4,6 +4,7 @@ from __future__ import annotations
 
 SCHEMA = 2
 REFERENCE = "reference"
+ORACLE = "oracle"  # the judge that is the task's gold reward
 LOCK = ".lock"
 
 # One row for each (step, split). Split is "train" (the step's batch, before the update) or "heldout".

@@ -19,8 +19,9 @@ from prefopt.contract.registry import make_loss, split_labels
 from prefopt.data import load_pairs
 from prefopt.errors import PrefoptError
 from prefopt.judges import EndpointJudge
+from prefopt.judges.address import check_url
+from prefopt.judges.chat import retry_after
 from prefopt.judges.contract import parse_reply
-from prefopt.judges.endpoint import check_url, retry_after
 from prefopt.report.html import visible
 from prefopt.report.tables.table import markdown_safe, spreadsheet_safe
 from prefopt.storage.redact import portable

@@ -20,7 +20,9 @@ class ChatServer:
 
     Attributes:
         faults: What the next requests meet, first in first out: a status, ``html``, ``empty``, ``null``, ``length``,
-            ``prose``, ``echo``, ``drip``, ``huge``, ``redirect``, or a pair (status, headers).
+            ``prose``, ``echo``, ``drip``, ``huge``, ``redirect``, a pair (status, headers), or a name of ``manners``.
+        always: A fault that every other request meets.
+        dies_after: Requests that are answered before every connection is cut; None for no end.
         newer: Whether the reply's length is known by its newer name only.
         requests: Bodies received.
         keys: Authorization headers received.
@@ -29,6 +31,8 @@ class ChatServer:
     def __init__(self, model: Any = None, tokenizer: Any = None) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.faults: list[Any] = []
+        self.always: Any = None
+        self.dies_after: int | None = None
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.names = ["tiny"]
@@ -56,6 +60,27 @@ class ChatServer:
         usage = {"prompt_tokens": 100, "completion_tokens": 1}
         return json.dumps({"id": "x", "model": name, "choices": [choice], "usage": usage}).encode()
 
+    def manners(self, key: str) -> dict[str, bytes]:
+        """Bodies of replies that are wrong in one way each; ``key`` is what the request carried."""
+        plain = json.loads(self.completion("A"))
+        count = b'{"choices": [{"message": {"content": "A"}}], "usage": {"prompt_tokens": %s}}' % (b"9" * 4299)
+        return {
+            "html": b"<html><body>It works!</body></html>",
+            "empty": b'{"choices": []}',
+            "null": self.completion(None),
+            "length": self.completion("A", "length"),
+            "filter": self.completion("A", "content_filter"),
+            "twice": self.completion('{"verdict": "A", "verdict": "B"}'),
+            "prose": self.completion("Both are fine, but A and B differ."),
+            "half a character": json.dumps({**json.loads(self.completion("A \ud800")), "model": "\ud800x"}).encode(),
+            "echo": self.completion(f"you sent {key}"),
+            "key as model": json.dumps({**plain, "model": key}).encode(),
+            "key as fingerprint": json.dumps({**plain, "system_fingerprint": f"k:{key}"}).encode(),
+            "huge count": count,
+            "huge": b" " * (3 << 20),
+            "nested": b"[" * 200_000,
+        }
+
 
 def _handler(state: ChatServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
@@ -79,7 +104,9 @@ def _handler(state: ChatServer) -> type[BaseHTTPRequestHandler]:
             with state.lock:
                 state.requests.append(body)
                 state.keys.append(self.headers.get("Authorization"))
-                fault = state.faults.pop(0) if state.faults else None
+                fault = state.faults.pop(0) if state.faults else state.always
+                if state.dies_after is not None and len(state.requests) > state.dies_after:
+                    fault = "hangup"
                 state.at_once += 1
                 state.most_at_once = max(state.most_at_once, state.at_once)
             try:
@@ -114,17 +141,8 @@ def _handler(state: ChatServer) -> type[BaseHTTPRequestHandler]:
             elif fault == "hangup":
                 self.connection.close()
             else:
-                bodies = {
-                    "html": b"<html><body>It works!</body></html>",
-                    "empty": b'{"choices": []}',
-                    "null": state.completion(None),
-                    "length": state.completion("A", "length"),
-                    "prose": state.completion("Both are fine, but A and B differ."),
-                    "echo": state.completion(f"you sent {KEY}"),
-                    "huge": b" " * (3 << 20),
-                    "nested": b"[" * 200_000,
-                }
-                self.reply(200, bodies[fault])
+                key = str(self.headers.get("Authorization")).removeprefix("Bearer ")
+                self.reply(200, state.manners(key)[fault])
 
     return Handler
 

@@ -14,10 +14,12 @@ import pytest
 import transformers
 
 from prefopt.errors import IncompleteError, MachineError, UsageError
-from prefopt.judges import Cache, EndpointJudge, Limits
+from prefopt.judges import Cache, EndpointJudge, JudgeRequest, Limits, judging
+from prefopt.judges.address import check_url
+from prefopt.judges.cache import key_of
+from prefopt.judges.chat import retry_after
 from prefopt.judges.contract import Shown
-from prefopt.judges.endpoint import check_url, retry_after
-from prefopt.judges.judging import judge_folder, run
+from prefopt.judges.judging import judge_folder
 from prefopt.judges.local import LocalJudge
 from prefopt.judges.questions import questions
 from prefopt.runtime.progress import Silent
@@ -38,9 +40,8 @@ def waits() -> list[float]:
 
 @pytest.fixture
 def client(server: chat_server.ChatServer, waits: list[float]) -> Iterator[EndpointJudge]:
-    judge = EndpointJudge("tiny", base_url=server.url, key=chat_server.KEY, limits=QUICK, sleep=waits.append)
-    yield judge
-    judge.close()
+    with EndpointJudge("tiny", base_url=server.url, key=chat_server.KEY, limits=QUICK, sleep=waits.append) as judge:
+        yield judge
 
 
 def some(n: int = 1) -> list[Shown]:
@@ -60,25 +61,21 @@ def test_a_real_model_behind_a_server_agrees_with_the_same_model_here(tmp_path: 
     local = LocalJudge(base)
     local.window = 100_000
     with chat_server.serve(plain, base.tokenizer) as state:
-        remote = EndpointJudge("tiny", base_url=state.url)
-        found = judge_folder(folder, remote, asked, cache=cache, progress=Silent())
-        again = EndpointJudge("tiny", base_url=state.url)
-        judge_folder(folder, again, asked, cache=cache, progress=Silent())
+        with EndpointJudge("tiny", base_url=state.url) as remote:
+            record = judge_folder(folder, remote, asked, cache=cache, progress=Silent())
+        with EndpointJudge("tiny", base_url=state.url) as again:
+            judge_folder(folder, again, asked, cache=cache, progress=Silent())
         assert again.calls == 0, "all verdicts are in the cache"
-        remote.close()
-        again.close()
     some_questions = asked.shown()
     soft = dict(local.ask(some_questions))
     hard = dict(enumerate(cache.get([_key(remote, question) for question in some_questions]).values()))
     assert [round(soft[i].first) for i in soft] == [int(hard[i]) for i in soft]
-    assert found["invalid_share"] == 0
-    assert found["facts"]["served"] == ["tiny"]
-    assert found["facts"]["completion_tokens"] == remote.calls > 0
+    assert record["invalid_share"] == 0
+    assert record["facts"]["served"] == ["tiny"]
+    assert record["facts"]["completion_tokens"] == remote.calls > 0
 
 
 def _key(judge: EndpointJudge, question: Shown) -> str:
-    from prefopt.judges.cache import key_of
-
     return key_of(judge.fingerprint, question.prompt, question.first, question.second)
 
 
@@ -100,18 +97,25 @@ def test_what_passes_is_tried_again(client: EndpointJudge, server, waits: list[f
     assert 0 < waits[0] <= 0.5 < 2 * waits[1] <= 2
 
 
-def test_server_that_stays_down_is_an_error_and_not_a_loss(client: EndpointJudge, server) -> None:
+def test_one_question_that_gets_no_answer_is_unusable_and_not_a_loss(client: EndpointJudge, server) -> None:
+    assert ask(client) == [(1.0, "")]
     server.faults = [503] * 3
     assert ask(client) == [(None, "server: status 503")]
+    assert client.calls == 4
+
+
+def test_server_that_never_answers_ends_it_at_the_first_question(client: EndpointJudge, server) -> None:
+    server.faults = [503] * 90
+    with pytest.raises(MachineError, match=r"127\.0\.0\.1 does not answer \(status 503\)"):
+        ask(client, 20)
     assert client.calls == 3
 
 
 def test_slow_drip_ends_at_the_deadline(client: EndpointJudge, server) -> None:
     server.faults = ["drip"] * 3
     began = time.monotonic()
-    ((first, error),) = ask(client)
-    assert first is None
-    assert "within 1 s" in error
+    with pytest.raises(MachineError, match="within 1 s"):
+        ask(client)
     assert time.monotonic() - began < 4.5
 
 
@@ -171,18 +175,16 @@ def test_one_question_that_a_server_refuses_does_not_end_the_others(client: Endp
 
 def test_calls_are_limited_and_concurrent(server, waits: list[float]) -> None:
     server.delay_s = 0.05
-    judge = EndpointJudge("tiny", base_url=server.url, limits=Limits(concurrency=3), sleep=waits.append)
-    assert len(ask(judge, 13)) == 13
+    with EndpointJudge("tiny", base_url=server.url, limits=Limits(concurrency=3), sleep=waits.append) as judge:
+        assert len(ask(judge, 13)) == 13
     assert server.most_at_once == 3
-    judge.close()
-    spent = EndpointJudge("tiny", base_url=server.url, limits=Limits(max_calls=5), sleep=waits.append)
     before = len(server.requests)
     answers = []
-    with pytest.raises(IncompleteError, match="--max-calls 5"):
-        answers.extend(spent.ask(some(13)))
+    limited = EndpointJudge("tiny", base_url=server.url, limits=Limits(max_calls=5), sleep=waits.append)
+    with limited, pytest.raises(IncompleteError, match="--max-calls 5"):
+        answers.extend(limited.ask(some(13)))
     assert len(server.requests) - before == 5
-    assert 0 < len(answers) <= 5
-    spent.close()
+    assert len(answers) == 5, "what was paid for is given, though others were not asked"
 
 
 def test_newer_name_of_the_length_limit(client: EndpointJudge, server) -> None:
@@ -195,11 +197,10 @@ def test_newer_name_of_the_length_limit(client: EndpointJudge, server) -> None:
 def test_changed_model_is_flagged(tmp_path: Path, server) -> None:
     server.names = ["model-1"] * 9 + ["model-2"]
     folder = judged.write(tmp_path / "x", {"better": 2}, seeds=1)
-    judge = EndpointJudge("tiny", base_url=server.url)
     cache = Cache(tmp_path / "c.sqlite")
-    found = judge_folder(folder, judge, questions(folder, prompts=2), cache=cache, progress=Silent())
-    assert any("changed its model" in problem for problem in found["problems"])
-    judge.close()
+    with EndpointJudge("tiny", base_url=server.url) as judge:
+        record = judge_folder(folder, judge, questions(folder, prompts=2), cache=cache, progress=Silent())
+    assert any("changed its model" in problem for problem in record["problems"])
 
 
 def test_a_server_that_echoes_the_key_does_not_spread_it(client: EndpointJudge, server) -> None:
@@ -233,23 +234,22 @@ def test_whole_command_plan_limit_run_and_no_key_anywhere(tmp_path: Path, server
     folder = judged.write(tmp_path / "x", {"better": 2, "same": 1}, seeds=1)
     server.faults = ["prose", "prose"]
 
-    def go(limits: Limits, *, dry_run: bool = False):
-        return run(
-            folder.root, "openai:tiny", pairs="reference", prompts=None, base_url=server.url, key_variable="JUDGE_KEY",
-            limits=limits, device="cpu", questions_file=None, dry_run=dry_run, progress=Silent(),
-        )  # fmt: skip
+    def request(**limits: int) -> JudgeRequest:
+        return JudgeRequest(
+            folder.root, "openai:tiny", base_url=server.url, key_variable="JUDGE_KEY", limits=Limits(**limits)
+        )
 
-    plan = go(Limits(), dry_run=True)
+    plan = judging.plan(request())
     assert server.requests == []
-    assert plan["calls"] == plan["verdicts"]
-    assert plan["tokens"] > 100 * plan["calls"]
-    with pytest.raises(UsageError, match=f"needs {plan['calls']} calls"):
-        go(Limits(max_calls=plan["calls"] - 1))
+    assert plan.calls == plan.facts["verdicts"]
+    assert plan.facts["tokens"] > 100 * plan.calls
+    with pytest.raises(UsageError, match=f"needs {plan.calls} calls"):
+        judging.run(request(max_calls=plan.calls - 1), Silent())
     assert server.requests == []
-    found = go(Limits(max_calls=plan["calls"] + 1))
-    assert len(server.requests) == plan["calls"] + 1
-    assert go(Limits(), dry_run=True)["calls"] == 1, "the unusable reply alone is to be asked for again"
+    record = judging.run(request(max_calls=plan.calls + 1), Silent())
+    assert len(server.requests) == plan.calls + 1
+    assert judging.plan(request()).calls == 1, "the unusable reply alone is to be asked for again"
     assert chat_server.KEY in server.keys[0]
-    assert chat_server.KEY not in json.dumps(found)
+    assert chat_server.KEY not in json.dumps(record)
     for path in [*folder.root.rglob("*"), *(tmp_path / "cache").rglob("*")]:
         assert not path.is_file() or chat_server.KEY.encode() not in path.read_bytes(), path

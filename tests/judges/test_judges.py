@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from prefopt.errors import DataError, MachineError, UsageError
-from prefopt.judges import Cache, FileJudge, make_judge, parse_reply, parse_spec, question_text
+from prefopt.judges import Cache, FileJudge, JudgeRequest, make_judge, parse_reply, parse_spec, question_text
 from prefopt.judges.contract import Shown
 from prefopt.judges.judging import judge_folder
 from prefopt.judges.local import LocalJudge
@@ -44,7 +44,9 @@ def run(folder, judge, cache, **options):
     [
         ("A", 1.0), (" b ", None), ("B.", 0.0), ("[[A]]", 1.0), ("C", 0.5), ('{"verdict": "B"}', 0.0), ('"A"', 1.0),
         ("A and B", None), ("[[C]]", 0.5), ("[[D]]", None), ("I think A is better", None), ("A\nB", None), ("", None),
-        ('{"verdict": "A"} because', None), ('{"verdict": "A", "why": "x"}', None), ('{"verdict": ["A"]}', None),
+        ('{"verdict": "A"} because', None), ('{"verdict": "A", "verdict": "B"}', None),
+        ('{"verdict": "A", "verdict": "A"}', None), ('{"verdict": {"verdict": "A"}}', None), ("{}", None),
+        ('{"verdict": "A", "why": "x"}', None), ('{"verdict": ["A"]}', None),
         ("A B", None), ("[[A]] [[B]]", None), ("{", None), ("<think>\nA? no.\n</think>\n\nB", 0.0), ("<think>A", None),
     ],
 )  # fmt: skip
@@ -326,15 +328,23 @@ def test_reward_model_with_several_outputs_is_refused(tmp_path: Path) -> None:
 def test_judges_that_are_none_are_refused(spec: str) -> None:
     with pytest.raises(UsageError, match="--judge"):
         parse_spec(spec)
+    with pytest.raises(UsageError, match="--judge"):
+        JudgeRequest(Path("x"), spec)
+
+
+@pytest.mark.parametrize("wrong", [{"pairs": "some"}, {"prompts": 1}])
+def test_requests_are_checked_where_they_are_made(wrong: dict) -> None:
+    with pytest.raises(UsageError, match=f"--{next(iter(wrong))}"):
+        JudgeRequest(Path("x"), "oracle", **wrong)
 
 
 def test_oracle_needs_a_reward_and_openai_a_server() -> None:
     from prefopt.tasks.base import DataTask
 
     with pytest.raises(UsageError, match="no gold reward"):
-        make_judge("oracle", task=DataTask)
+        make_judge(JudgeRequest(Path("x"), "oracle"), task=DataTask)
     with pytest.raises(UsageError, match="--base-url"):
-        make_judge("openai:gpt", task=DataTask)
+        make_judge(JudgeRequest(Path("x"), "openai:gpt"), task=DataTask)
 
 
 def test_folder_without_text_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,154 @@
+"""One request to an OpenAI-compatible chat server: its limits, what a failure means, and what may be repeated of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import httpx2
+
+from prefopt.errors import IncompleteError, MachineError
+from prefopt.judges.address import check_url
+from prefopt.judges.request import Limits
+
+BODY_LIMIT = 1 << 20  # bytes of a reply; a verdict is one letter
+_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+_ONE_QUESTION = frozenset({400, 413, 422})
+
+
+class UnavailableError(Exception):
+    """The server could not answer just now.
+
+    Attributes:
+        wait_s: The seconds that it asked to be left alone, if it did.
+        unreachable: Whether no connection came about at all.
+    """
+
+    def __init__(self, reason: str, *, wait_s: float | None = None, unreachable: bool = False) -> None:
+        super().__init__(reason)
+        self.wait_s, self.unreachable = wait_s, unreachable
+
+
+class RefusedQuestionError(Exception):
+    """The server refuses one question, such as one that is too long, and may answer others."""
+
+
+class ChatClient:
+    """``POST <base_url>/chat/completions`` for one model, at temperature 0.
+
+    Args:
+        name: The judge, as messages call it.
+        model: As the server calls it.
+        base_url: Up to and with ``/v1``.
+        key: Sent as a bearer token if there is one.
+        limits: What may be spent.
+
+    Attributes:
+        calls: Requests sent.
+        answered: Whether the server has answered any of them.
+
+    Raises:
+        UsageError: If the URL is refused.
+    """
+
+    def __init__(self, name: str, model: str, *, base_url: str, key: str | None, limits: Limits) -> None:
+        self.name, self.model, self.base_url, self.limits = name, model, check_url(base_url), limits
+        self.host = httpx2.URL(self.base_url).host
+        self.calls = 0
+        self.answered = False
+        self._key = key
+        self._lock = threading.Lock()
+        self._length_field = "max_tokens"
+        self._client = httpx2.Client(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            follow_redirects=False,
+            timeout=httpx2.Timeout(limits.read_s, connect=limits.connect_s),
+            trust_env=self.host not in ("localhost", "127.0.0.1", "::1"),  # no proxy between this machine and itself
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def public(self, text: str) -> str:
+        """What the server wrote, as it may be kept: without the key, and as text that a file can hold."""
+        text = text.replace(self._key, "[key]") if self._key else text
+        return text.encode("utf-8", "replace").decode()
+
+    def post(self, text: str) -> bytes:
+        """The body of the reply to one message.
+
+        Raises:
+            UnavailableError: If it may work later.
+            RefusedQuestionError: If the server does not take this message, though it took others.
+            MachineError: If the server refuses the key, the model or the path.
+            IncompleteError: If ``max_calls`` is spent.
+        """
+        self._count()
+        status, headers, body = self._exchange(text)
+        if status == 200:
+            self.answered = True
+            return body
+        if status == 400 and self._length_field == "max_tokens" and b"max_completion_tokens" in body:
+            self._length_field = "max_completion_tokens"  # newer models know the limit by this name only
+            return self.post(text)
+        if status in _PASSING:
+            raise UnavailableError(f"status {status}", wait_s=retry_after(headers.get("retry-after")))
+        if status in _ONE_QUESTION and self.answered:
+            raise RefusedQuestionError(f"status {status}")
+        raise MachineError(f"{self.name}: {self._refusal(status)}")
+
+    def _count(self) -> None:
+        with self._lock:
+            if self.limits.max_calls is not None and self.calls >= self.limits.max_calls:
+                raise IncompleteError(
+                    f"{self.name}: --max-calls {self.limits.max_calls} is spent; what was answered is kept, "
+                    "and the same command with a higher limit goes on from there"
+                )
+            self.calls += 1
+
+    def _exchange(self, text: str) -> tuple[int, httpx2.Headers, bytes]:
+        """Status, headers and body of one request, within the deadline and the longest body."""
+        message = {"model": self.model, "messages": [{"role": "user", "content": text}], "temperature": 0}
+        message[self._length_field] = self.limits.max_tokens
+        deadline = time.monotonic() + self.limits.total_s
+        body = bytearray()
+        try:
+            with self._client.stream("POST", f"{self.base_url}/chat/completions", json=message) as reply:
+                for part in reply.iter_bytes():
+                    body += part
+                    if len(body) > BODY_LIMIT:
+                        raise UnavailableError(f"reply of more than {BODY_LIMIT} bytes")
+                    if time.monotonic() > deadline:
+                        raise UnavailableError(f"no whole reply within {self.limits.total_s:g} s")
+                return reply.status_code, reply.headers, bytes(body)
+        except httpx2.ConnectError:
+            raise UnavailableError("no connection", unreachable=True) from None
+        except (httpx2.HTTPError, httpx2.StreamError) as problem:
+            raise UnavailableError(type(problem).__name__) from None
+
+    def _refusal(self, status: int) -> str:
+        if status in (401, 402, 403):
+            return f"{self.host} refuses the key or the account (status {status}); set the key's environment variable"
+        if status in (404, 405):
+            return f"{self.host} has no such model or path (status {status}); check the name and --base-url"
+        if 300 <= status < 400:
+            return f"{self.host} redirects (status {status}), which is not followed; give the final --base-url"
+        return f"{self.host} refuses the request (status {status})"
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds from a Retry-After header, a number or a date; None where it is neither."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            when = parsedate_to_datetime(value)
+            seconds = ((when if when.tzinfo else when.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
+        except (ValueError, OverflowError):  # a year that no calendar has
+            return None
+    return max(0.0, seconds) if seconds == seconds else None
