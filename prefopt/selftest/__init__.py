@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import prefopt
 from prefopt.selftest.control import Control
 from prefopt.storage.formats import write_json
 from prefopt.storage.results import ResultsFolder
 
-__all__ = ["Control", "as_text", "run_levels", "write"]
+__all__ = ["Control", "as_text", "run_levels", "write", "written"]
 
 
 def run_levels(levels: Sequence[int], *, seed: int = 0) -> list[Control]:
@@ -34,7 +38,7 @@ def run_levels(levels: Sequence[int], *, seed: int = 0) -> list[Control]:
     return controls
 
 
-def write(out: Path, controls: Sequence[Control], *, levels: Sequence[int], seed: int, version: str) -> Path:
+def write(out: Path, controls: Sequence[Control], *, levels: Sequence[int], seed: int) -> Path:
     """Write the outcome as JSON, into a results folder for its report to show, or to a file.
 
     Args:
@@ -42,15 +46,47 @@ def write(out: Path, controls: Sequence[Control], *, levels: Sequence[int], seed
         controls: From ``run_levels``.
         levels: That were run.
         seed: As given to ``run_levels``.
-        version: Of prefopt.
 
     Returns:
         The file.
     """
-    path = ResultsFolder(out).selftest_path if out.is_dir() else out
-    facts = {"levels": list(levels), "seed": seed, "prefopt_version": version}
-    write_json(path, {**facts, "controls": [control.as_dict() for control in controls]})
+    path = _place(out)
+    write_json(path, {**_key(levels, seed), "controls": [control.as_dict() for control in controls]})
     return path
+
+
+def written(out: Path, *, levels: Sequence[int], seed: int) -> list[Control] | None:
+    """The controls that ``write`` left there for the same question and the same code, or None.
+
+    Args:
+        out: A results folder, or a file.
+        levels: That are asked for.
+        seed: Of simulations and training.
+    """
+    try:
+        facts = json.loads(_place(out).read_text(encoding="utf-8"))
+        if {name: facts.get(name) for name in _KEY} != _key(levels, seed):
+            return None
+        return [Control.from_dict(row) for row in facts["controls"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # not there, or not as it was written: the controls are run again
+
+
+_KEY = ("levels", "seed", "prefopt_version", "code")
+
+
+def _key(levels: Sequence[int], seed: int) -> dict[str, Any]:
+    """What the outcome depends on: the question, and every source file of this package."""
+    total = hashlib.sha256()
+    root = Path(prefopt.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        total.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    values = (list(levels), seed, prefopt.__version__, total.hexdigest()[:16])
+    return dict(zip(_KEY, values, strict=True))
+
+
+def _place(out: Path) -> Path:
+    return ResultsFolder(out).selftest_path if out.is_dir() else out
 
 
 def as_text(controls: Sequence[Control]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import isfinite
+from math import isfinite, nan
 from typing import Any
 
 
@@ -37,3 +38,9 @@ class Control:
         numbers = {"low": float(self.low), "high": float(self.high)}
         value = float(self.value) if isfinite(self.value) else None
         return {**asdict(self), **numbers, "value": value, "passed": self.passed}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Control:
+        """The control that ``as_dict`` wrote."""
+        value = nan if row["value"] is None else float(row["value"])
+        return cls(row["name"], row["question"], value, row["low"], row["high"], row["detail"])

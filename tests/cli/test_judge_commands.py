@@ -160,3 +160,13 @@ def test_selftest_as_typed(tmp_path: Path, monkeypatch, capsys) -> None:
     assert run(monkeypatch, ["selftest"]) == 1
     assert "1 of 2 controls fail: bad" in capsys.readouterr().err
     assert asked == [(0,), (0, 1)]
+    assert run(monkeypatch, ["selftest", "--level", "0", "--out", str(tmp_path / "c.json")]) == 0
+    assert "1 of 1 controls pass" in capsys.readouterr().out
+    assert asked == [(0,), (0, 1)], "what is there for this code is not run again"
+    for changed in ({"seed": 1}, {"code": "0"}, {"prefopt_version": "0"}, {"controls": [{}]}):
+        (tmp_path / "c.json").write_text(json.dumps({**written, **changed}))
+        asked.clear()
+        assert run(monkeypatch, ["selftest", "--level", "0", "--out", str(tmp_path / "c.json")]) == 0
+        assert asked == [(0,)], changed
+    assert run(monkeypatch, ["selftest", "--level", "0", "--seed", "1", "--out", str(tmp_path / "c.json")]) == 0
+    assert asked == [(0,), (0,)]
