@@ -24,10 +24,8 @@ def cells(line: str) -> list[str]:
 def table(file: str, columns: str | None) -> str:
     """The table of a block, with some of its columns in the order asked for."""
     if file == "prefopt losses":
-        import prefopt
         from prefopt.losses.catalogue import markdown_table
 
-        _ = prefopt.losses
         return markdown_table().strip()
     name, _, heading = file.partition("#")
     text = (ROOT / name).read_text(encoding="utf-8")
@@ -68,10 +66,8 @@ def main() -> int:
 
 def draw_family(path: Path) -> None:
     """The picture of the registered losses."""
-    import prefopt
     from prefopt.losses.catalogue import plot_family
 
-    _ = prefopt.losses
     path.parent.mkdir(parents=True, exist_ok=True)
     plot_family(path)
 

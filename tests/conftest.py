@@ -8,12 +8,11 @@ import pytest
 import tiny
 import torch
 
-import prefopt
+import prefopt.losses  # noqa: F401 - some tests name losses before they import anything that knows them
 from prefopt.contract import registry
 from prefopt.model.base import Base, load_base
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
-_ = prefopt.losses
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"

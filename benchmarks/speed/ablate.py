@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from benchmarks.speed.side import Side
 from prefopt.model import attention
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
@@ -19,9 +20,6 @@ from prefopt.model.head import token_logps
 from prefopt.model.logps import pair_rows, response_logps
 from prefopt.model.packing import PackedRows, use_layout
 from prefopt.train import microbatch, step
-
-if TYPE_CHECKING:
-    from benchmarks.speed.ours import Side
 
 
 def without(name: str, side: Side) -> AbstractContextManager[Any]:

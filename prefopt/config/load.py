@@ -11,7 +11,6 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-import prefopt
 from prefopt.config.schema import Config
 from prefopt.contract import registry
 from prefopt.errors import UsageError, did_you_mean
@@ -38,15 +37,16 @@ def load_command(
     Raises:
         UsageError: For anything that cannot be carried out.
     """
-    _ = prefopt.losses
+    from prefopt.losses import load_plugin, loss_names  # with torch, and so only when a command needs them
+
     for plugin in plugins or []:
-        registry.load_plugin(plugin)
+        load_plugin(plugin)
     values = {key: value for key, value in overrides.items() if value is not None}
     if values.get("data.source"):
         values.setdefault("task.name", "data")
         values.setdefault("name", Path(str(values["data.source"])).stem)
     if losses is not None:
-        labels = registry.loss_names() if losses.strip() == "all" else registry.split_labels(losses)
+        labels = loss_names() if losses.strip() == "all" else registry.split_labels(losses)
         if not labels:
             raise UsageError("--losses is empty; write names such as dpo,simpo, or all")
         values["variants"] = [{"loss": label} for label in labels]

@@ -51,14 +51,12 @@ def _work(request: Request, sender: Sender) -> None:
     sender.stage("starting", 0, 1)
     import torch
 
-    import prefopt
     from prefopt.comparison.runner import work
     from prefopt.config.schema import Config
-    from prefopt.contract import registry
+    from prefopt.losses import load_plugin
 
-    _ = prefopt.losses
     for plugin in request.plugins:
-        registry.load_plugin(plugin)
+        load_plugin(plugin)
     torch.set_num_threads(request.threads)
     work(
         Config.model_validate(request.config),

@@ -1,5 +1,9 @@
-"""The built-in losses, a module for each family; importing this registers them."""
+"""The built-in losses, a module for each family, and the registry with all of them in it.
 
+Whoever looks a loss up by its name imports the look-up from here: then the built-in ones are known to it.
+"""
+
+from prefopt.contract.registry import load_plugin, loss_class, loss_names, make_loss
 from prefopt.losses.adaptive import AlphaDPO, BetaDPO
 from prefopt.losses.balance import BPO, C2DPO, DPOShift, MinorDPO
 from prefopt.losses.controls import SFT, FlippedDPO, Noop
@@ -73,4 +77,8 @@ __all__ = [
     "SimPO",
     "SoftSPPO",
     "Unlikelihood",
+    "load_plugin",
+    "loss_class",
+    "loss_names",
+    "make_loss",
 ]

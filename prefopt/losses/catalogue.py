@@ -17,10 +17,10 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-import prefopt.losses  # noqa: F401 - registers them
 from prefopt.contract.examples import derived_values, example_pairs
 from prefopt.contract.loss import Loss, PairLogps
-from prefopt.contract.registry import loss_class, loss_names, make_loss, parse_label
+from prefopt.contract.registry import parse_label
+from prefopt.losses import loss_class, loss_names, make_loss
 
 _SECTION = re.compile(r"^(Args|Raises|Source|Differs):$", re.MULTILINE)
 _VALUE, _SLOPE, _FAINT = "#0072B2", "#D55E00", "#d4d7dd"

@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from prefopt import losses
 from prefopt.config.schema import Evaluation, Train
-from prefopt.contract.registry import make_loss
 from prefopt.evaluate.samples import PolicySamples, Prompts, draw_samples, score_samples
 from prefopt.judges.gold import oracle_judgements
+from prefopt.losses import make_loss
 from prefopt.selftest import world
 from prefopt.selftest.control import Control
 from prefopt.storage.schema import REFERENCE
@@ -26,8 +25,6 @@ from prefopt.train.heldout import heldout_logps
 from prefopt.train.loop import train_group
 from prefopt.train.pairset import PairSet
 from prefopt.train.state import Run
-
-_ = losses  # registers the built-in losses
 
 VARIANTS = {"noop": "noop", "dpo": "dpo", "dpo again": "dpo", "sft": "sft", "dpo_flipped": "dpo_flipped", "ipo": "ipo"}
 NOISE = (0.0, 0.2, 0.4, 0.5)

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import prefopt.losses  # noqa: F401 - registers them
 from prefopt.contract.loss import Loss, PairLogps, TokenStats
-from prefopt.contract.registry import loss_names, make_loss
+from prefopt.losses import loss_names, make_loss
 from prefopt.testing.cases import CASES, Case
 from prefopt.testing.trl import Responses
 
