@@ -119,7 +119,7 @@ COVERED: dict[str, list[str]] = {
             "test_judge_endpoint.py::test_absurd_retry_after_is_not",
             "test_judge_endpoint.py::test_retry_after_reads_numbers_and_dates"],
     "J02": ["test_judge_endpoint.py::test_what_passes_is_tried_again",
-            "test_judge_endpoint.py::test_server_that_stays_down_is_an_error_and_not_a_loss"],
+            "test_judge_failures.py::test_server_that_dies_ends_it_early_and_the_same_command_goes_on"],
     "J03": ["test_judge_endpoint.py::test_slow_drip_ends_at_the_deadline"],
     "J04": [f"{SERVER}[J04 key]", f"{SERVER}[J04 account]", f"{SERVER}[J04 model]"],
     "J05": ["test_judge_endpoint.py::test_unusable_replies_are_asked_for_once_more_then_counted",
