@@ -88,46 +88,81 @@ def prepare(
     ``others`` are the B pairs whose responses are the mismatched ones: each pair's successor in its whole batch, so
     that they do not depend on how the batch is cut.
     """
-    base, device = model.base, model.base.device
+    plain = _sums_alone(model.base, pairs, reference, copies)
+    if needs == Needs():
+        return plain
+    rows = pair_rows(pairs, shared=model.base.packed)
+    one_copy = plain.rows if copies == 1 else pack(rows, device=model.base.device)
+    logps, hidden = _reference_pass(model, dataclasses.replace(plain, rows=one_copy), needs)
+    tokens = None
+    if needs.fields:
+        tokens = _fixed_tokens(logps, one_copy, plain.lengths, _noise(pairs, needs, seed, step))
+    return dataclasses.replace(
+        plain,
+        reference=sum_by_response(logps, one_copy).view(-1, 2).t(),
+        tokens=tokens,
+        ref_hidden=hidden,
+        mismatched=_mismatched(model, pairs, others, copies) if needs.mismatched else None,
+    )
+
+
+def _sums_alone(base: Base, pairs: Sequence[TokenPair], reference: np.ndarray, copies: int) -> Microbatch:
+    """Some pairs packed, with what losses on sums need: lengths, reference sums, and strengths where all have them."""
+    device = base.device
     lengths = [[len(p.chosen_ids) for p in pairs], [len(p.rejected_ids) for p in pairs]]
     scored = all(p.chosen_score is not None and p.rejected_score is not None for p in pairs)
     scores = [[p.chosen_score for p in pairs], [p.rejected_score for p in pairs]]
-    packed_rows = pair_rows(pairs, shared=base.packed)
-    rows = pack(packed_rows, device=device, copies=copies)
-    micro = Microbatch(
-        rows=rows,
+    return Microbatch(
+        rows=pack(pair_rows(pairs, shared=base.packed), device=device, copies=copies),
         lengths=to_device(torch.tensor(lengths, dtype=torch.float32), device),
         reference=to_device(torch.as_tensor(reference, dtype=torch.float32), device),
         scores=to_device(torch.tensor(scores, dtype=torch.float32), device) if scored else None,
     )
-    if needs != Needs():
-        # Scored in this very pass, so that policy and reference are equal to the bit as long as the adapter is zero.
-        single = rows if copies == 1 else pack(packed_rows, device=device)
-        with model.off(), use_layout(single):
-            ref = forward(base, dataclasses.replace(micro, rows=single), needs)["logps"]
-            micro = dataclasses.replace(micro, reference=sum_by_response(ref, single).view(-1, 2).t())
-            if "ref_kl" in needs.fields:
-                hidden = base.hidden(single).index_select(0, single.predictors)
-                micro = dataclasses.replace(micro, ref_hidden=hidden)
-    if needs.fields:
-        noise = [_uniform(pairs, seed, step, side) for side in (0, 1)] if "uniform" in needs.fields else [None, None]
-        tokens = []
-        for side in (0, 1):
-            grid = _grid(ref, single, side)
-            mask = _mask(micro.lengths[side], grid.shape[1])
-            uniform = noise[side]
-            tokens.append(
-                TokenStats(mask, ref_logps=grid, uniform=None if uniform is None else to_device(uniform, device))
-            )
-        micro = dataclasses.replace(micro, tokens=(tokens[0], tokens[1]))
-    if needs.mismatched:
-        crossed = [dataclasses.replace(o, prompt_ids=p.prompt_ids) for p, o in zip(pairs, others, strict=True)]
-        crossed_rows = pair_rows(crossed, shared=base.packed)
-        single = pack(crossed_rows, device=device)
-        with model.off(), use_layout(single):
-            ref = response_logps(base, single).view(-1, 2)
-        micro = dataclasses.replace(micro, mismatched=(pack(crossed_rows, device=device, copies=copies), ref))
-    return micro
+
+
+def _reference_pass(model: AdaptedModel, one_copy: Microbatch, needs: Needs) -> tuple[Tensor, Tensor | None]:
+    """The reference's (R,) log-probabilities and, for ``ref_kl``, its (R, d) states that predict the scored tokens.
+
+    They are scored in the very pass that the policy takes, so that both are equal to the bit as long as the adapter is
+    zero.
+    """
+    rows = one_copy.rows
+    with model.off(), use_layout(rows):
+        logps = forward(model.base, one_copy, needs)["logps"]
+        if "ref_kl" not in needs.fields:
+            return logps, None
+        return logps, model.base.hidden(rows).index_select(0, rows.predictors)
+
+
+def _noise(pairs: Sequence[TokenPair], needs: Needs, seed: int, step: int) -> list[Tensor | None]:
+    """(B, T) noise of the chosen and of the rejected responses, or None where no loss asks for it."""
+    return [_uniform(pairs, seed, step, side) if "uniform" in needs.fields else None for side in (0, 1)]
+
+
+def _fixed_tokens(
+    ref_logps: Tensor, rows: PackedRows, lengths: Tensor, noise: Sequence[Tensor | None]
+) -> tuple[TokenStats, TokenStats]:
+    """Per-token values of the chosen and of the rejected responses that do not depend on the policy, from (R,) ones."""
+    sides = []
+    for side in (0, 1):
+        grid = _grid(ref_logps, rows, side)  # (B, T)
+        drawn = noise[side]
+        uniform = None if drawn is None else to_device(drawn, grid.device)
+        sides.append(TokenStats(_mask(lengths[side], grid.shape[1]), ref_logps=grid, uniform=uniform))
+    return sides[0], sides[1]
+
+
+def _mismatched(
+    model: AdaptedModel, pairs: Sequence[TokenPair], others: Sequence[TokenPair], copies: int
+) -> tuple[PackedRows, Tensor]:
+    """Rows of each prompt with another pair's two responses, and the reference's (B, 2) log-probabilities of them."""
+    base = model.base
+    crossed = [dataclasses.replace(o, prompt_ids=p.prompt_ids) for p, o in zip(pairs, others, strict=True)]
+    rows = pair_rows(crossed, shared=base.packed)
+    one_copy = pack(rows, device=base.device)
+    with model.off(), use_layout(one_copy):
+        reference = response_logps(base, one_copy).view(-1, 2)
+    return pack(rows, device=base.device, copies=copies), reference
 
 
 def _uniform(pairs: Sequence[TokenPair], seed: int, step: int, side: int) -> Tensor:
