@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Callable
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -19,7 +19,6 @@ from prefopt.runtime.interrupts import Stopped
 from prefopt.runtime.kept_state import kept_state
 
 MOST_SHOWN = 300  # characters of what a loss raised
-T = TypeVar("T")
 
 
 class LossError(Exception):
@@ -34,12 +33,6 @@ def is_foreign(loss: Loss) -> bool:
 def guarded(loss: Loss) -> Loss:
     """The loss, behind a guard if it is somebody else's."""
     return cast("Loss", Guarded(loss)) if is_foreign(loss) else loss
-
-
-def apart(losses: Sequence[T], of: Callable[[T], Loss]) -> list[list[T]]:
-    """Those with losses of ours, then those with foreign ones: groups in which to train, empty ones left out."""
-    groups = ([one for one in losses if is_foreign(of(one)) == foreign] for foreign in (False, True))
-    return [group for group in groups if group]
 
 
 class Guarded:
@@ -63,9 +56,12 @@ class Guarded:
         return ChosenRejected(*(_like(value, logps.chosen, f"reward of {name}") for name, value in _named(rewards)))
 
     def statistic(self, logps: PairLogps) -> Tensor | None:
-        """() what the loss keeps a moving average of, or None."""
+        """() or (N,) what the loss keeps moving averages of, or None."""
         value = _call(self._loss.statistic, logps)
-        return None if value is None else _like(value, logps.chosen.sum(), "statistic")
+        if value is None:
+            return None
+        several = isinstance(value, Tensor) and value.ndim == 1
+        return _like(value, logps.chosen.new_empty(value.shape if several else ()), "statistic")
 
 
 def _named(rewards: ChosenRejected) -> list[tuple[str, Any]]:
