@@ -40,7 +40,7 @@ def test_every_control_can_be_written(tmp_path: Path) -> None:
     """Numbers of numpy, too, and one that is none."""
     controls = [*estimators.judges(np.random.default_rng(0)), *statistics.words(np.random.default_rng(0))]
     controls.append(Control("bad", "?", np.float64("nan"), np.float64(0), 1))
-    path = write(tmp_path, controls, levels=(0,), seed=3, version="9.9")
+    path = write(tmp_path, controls, levels=(0,), seed=3)
     assert path == tmp_path / "selftest.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["controls"]
     assert [row["passed"] for row in rows] == [True] * (len(rows) - 1) + [False]
