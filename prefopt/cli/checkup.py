@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from prefopt import selftest as module
 from prefopt.cli.options import AsJson, as_lines, as_text
 from prefopt.errors import PrefoptError
 
@@ -19,6 +18,8 @@ def selftest(
     as_json: AsJson = False,
 ) -> None:
     """Put questions with known answers to the code that makes the report."""
+    from prefopt import selftest as module
+
     levels = (0, 1) if level is None else (level,)
     controls = module.written(out, levels=levels, seed=seed) if out is not None else None
     if controls is None:

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from prefopt import stats
-from prefopt.analysis import power as module
 from prefopt.cli.options import AsJson, Folder, Wait, as_text
 from prefopt.errors import UsageError
 
@@ -34,6 +32,9 @@ def power(
     as_json: AsJson = False,
 ) -> None:
     """Say what a comparison of that size could see, and how many seeds or prompts a difference needs."""
+    from prefopt import stats
+    from prefopt.analysis import power as module
+
     if source is not None:
         components, origin = module.measured(source)
     else:
