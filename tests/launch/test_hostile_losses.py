@@ -7,33 +7,13 @@ from pathlib import Path
 
 import pytest
 from command import arguments, run, tree
+from misbehaving import plugin
 
 from prefopt.storage.results import ResultsFolder
 
-# The contract check has batches of other sizes, and the first steps go well.
-PLUGIN = """
-import dataclasses, gc, os, random, signal, sys, warnings
-import numpy, torch
-from prefopt import ChosenRejected, Loss, register
-from prefopt.errors import DataError
-
-def ripe(logps):
-    return logps.chosen.shape[0] == 4 and logps.logratios().margin.abs().max() > 1e-2
-
-class Base(Loss):
-    source = "test"
-    needs_reference = True
-    length_normalized = False
-
-    def rewards(self, logps):
-        return logps.logratios()
-
-    def __call__(self, logps):
-        loss = -torch.nn.functional.logsigmoid(self.rewards(logps).margin)
-        return self.act(loss, logps) if ripe(logps) else loss
-"""
 # Name: (what it does, how its run ends; empty where that is harmless to all).
 ACTS = {
+    "tame": ("pass", ""),
     "clamps": ("logps.ref_chosen.clamp_(min=-1.0)", "LossError: it writes into its inputs (ref_chosen)"),
     "lengths": ("logps.chosen_len.add_(1)", "LossError: it writes into its inputs (chosen_len)"),
     "policy": ("logps.chosen.detach().zero_()", "LossError: it writes into its inputs (chosen)"),
@@ -50,17 +30,6 @@ ACTS = {
     "column": ("return loss.unsqueeze(1)", "LossError: the loss has shape (4, 1); (4,) is wanted"),
     "wide": ("return loss.double()", "LossError: the loss has type torch.float64; torch.float32 is wanted"),
 }
-for name, (act, _) in ACTS.items():
-    PLUGIN += f"""
-@register("{name}")
-@dataclasses.dataclass(frozen=True)
-class {name.title().replace("_", "")}(Base):
-    '''A loss that does more than it should.'''
-
-    def act(self, loss, logps):
-        {act}
-        return loss
-"""
 
 
 def of(root: Path, *variants: str) -> dict[str, bytes]:
@@ -73,9 +42,9 @@ def test_hostile_losses_beside_dpo_and_ipo(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    plugin = tmp_path / "hostile.py"
-    plugin.write_text(PLUGIN, encoding="utf-8")
-    common = ("--seeds", "0", "--quiet", "--plugin", str(plugin))
+    hostile = tmp_path / "hostile.py"
+    hostile.write_text(plugin({name: act for name, (act, _) in ACTS.items()}), encoding="utf-8")
+    common = ("--seeds", "0", "--quiet", "--plugin", str(hostile))
     harmless = [name for name, (_, reason) in ACTS.items() if not reason]
 
     def compare(name: str, losses: str) -> int:
@@ -93,8 +62,10 @@ def test_hostile_losses_beside_dpo_and_ipo(
     for name, (_, reason) in ACTS.items():
         if reason:
             assert runs[name, 0].status == "failed", name
-            assert runs[name, 0].reason.startswith(reason), runs[name, 0]["reason"]
+            assert runs[name, 0].reason.startswith(reason), runs[name, 0].reason
             assert len(runs[name, 0].reason) < 500
-    # Losses that only tried to change what others share trained as if they had not.
-    bytes_of = [[*of(mixed, name).values()] for name in harmless]
-    assert all(bytes_of)
+    # Losses that only tried to change what others share trained as the one that tries nothing.
+    adapter = Path("adapter") / "adapter_model.safetensors"
+    tame = (ResultsFolder(mixed).run("tame", 0) / adapter).read_bytes()
+    for name in harmless:
+        assert (ResultsFolder(mixed).run(name, 0) / adapter).read_bytes() == tame, name

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from command import arguments, command, run, tree, wait_for
+from misbehaving import plugin
 
 from prefopt.cli.console import Console
 from prefopt.config.schema import Config, Variant
@@ -19,27 +20,6 @@ from prefopt.launch.supervisor import Supervisor
 from prefopt.storage.results import ResultsFolder
 from prefopt.train.checkpoint import Checkpoints
 
-# The first two steps go well: by the third the margin has moved. The contract check has batches of other sizes.
-PLUGIN = """
-import dataclasses, os, signal, time
-from prefopt import ChosenRejected, Loss, PairLogps, register
-import torch
-
-def ripe(logps):
-    return logps.chosen.shape[0] == 4 and logps.logratios().margin.abs().max() > 1e-2
-
-class Base(Loss):
-    source = "test"
-    needs_reference = True
-    length_normalized = False
-
-    def rewards(self, logps):
-        return logps.logratios()
-
-    def __call__(self, logps):
-        loss = -torch.nn.functional.logsigmoid(self.rewards(logps).margin)
-        return self.act(loss) if ripe(logps) else loss
-"""
 ACTS = {
     "segfault": "os.kill(os.getpid(), signal.SIGSEGV)",
     "hangs": "time.sleep(600)",
@@ -49,25 +29,15 @@ ACTS = {
     "nan": "return loss * torch.nan",
     "infinite": "return loss * torch.inf",
 }
-for name, act in ACTS.items():
-    PLUGIN += f"""
-@register("{name}")
-@dataclasses.dataclass(frozen=True)
-class {name.title().replace("_", "")}(Base):
-    '''A loss that goes wrong.'''
-
-    def act(self, loss):
-        {act}
-"""
 FAST = ("--set", "train.checkpoint_every=1", "--seeds", "0", "--quiet")
 
 
 @pytest.fixture
 def words(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> Callable[..., list[str]]:
-    plugin = tmp_path / "go_wrong.py"
-    plugin.write_text(PLUGIN, encoding="utf-8")
+    losses_file = tmp_path / "go_wrong.py"
+    losses_file.write_text(plugin(ACTS), encoding="utf-8")
     return lambda losses, *more: arguments(
-        tmp_path, tiny_folder("llama"), "--losses", losses, "--plugin", str(plugin), *FAST, *more
+        tmp_path, tiny_folder("llama"), "--losses", losses, "--plugin", str(losses_file), *FAST, *more
     )
 
 
