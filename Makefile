@@ -35,7 +35,7 @@ lock:
 	mv requirements/lock.new requirements/lock.txt
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=8 --dist=loadscope
 
 faults: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/faults -m "not part"

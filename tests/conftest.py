@@ -12,7 +12,8 @@ import prefopt.losses  # noqa: F401 - some tests name losses before they import 
 from prefopt.contract import registry
 from prefopt.model.base import Base, load_base
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# Side by side, each process has a core: two threads each would wait for one another.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
