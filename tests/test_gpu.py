@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from prefopt.model.base import Base, load_base
 from prefopt.model.generate import sample
 from prefopt.model.logps import pair_rows, response_logps, score_rows
 from prefopt.model.packing import pack, use_layout
+from prefopt.runtime.progress import Silent
 from prefopt.train.feed import FixedOrder
 from prefopt.train.loop import train_group
 from prefopt.train.state import Run
@@ -65,13 +66,13 @@ def train(base: Base, config: Train, labels: tuple[str, ...] = LABELS) -> tuple[
         heldout=sets[1],
         config=config,
         seed=0,
-        progress=lambda *_: None,
+        progress=Silent(),
     )
     return runs, model
 
 
 def losses(run: Run) -> list[float]:
-    return [row["loss"] for row in run.history if row["split"] == "train"]
+    return [row.loss for row in run.history if row.split == "train"]
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "gemma"])
@@ -147,7 +148,7 @@ def test_the_loss_curve_is_the_cpus(cuda_base: Load) -> None:
         np.testing.assert_allclose(losses(other), losses(one), atol=2e-3, rtol=2e-3)
     half, _ = train(cuda_base(dtype="bfloat16"), CONFIG)
     np.testing.assert_allclose(losses(half[0]), losses(here[0]), atol=0.05)
-    assert [row["logratio/margins"] for row in half[0].history if row["step"] == 0] == [0.0]
+    assert [row.logratio_margins for row in half[0].history if row.step == 0] == [0.0]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -175,7 +176,7 @@ def test_quantized_bases_load_and_train(kind: str, off: float, cuda_base: Load) 
     assert np.abs(got - wanted).max() <= off * np.abs(wanted).max()
     assert np.abs(got - wanted).max() > 0  # it is quantized
     runs, model = train(base, CONFIG)
-    assert all(run.diverged_at is None for run in runs)
+    assert all(run.outcome.diverged_at is None for run in runs)
     assert losses(runs[0])[-1] < losses(runs[0])[0]
     assert all(np.isfinite(losses(run)).all() for run in runs)
     assert model.adapters.grads.abs().sum() > 0
@@ -202,9 +203,10 @@ def test_a_step_does_not_wait_for_the_device(cuda_base: Load) -> None:
         sets = [pair_set(base, scored(8, 1)), pair_set(base, scored(4, 2))]
     waits: list[int] = []
 
-    def watch(step: int, _: object) -> None:
-        torch.cuda.set_sync_debug_mode("warn" if 1 <= step < 3 else "default")
-        waits.append(step)
+    class Watch(Silent):
+        def at(self, seed: int, variants: Sequence[str], step: int) -> None:
+            torch.cuda.set_sync_debug_mode("warn" if 1 <= step < 3 else "default")
+            waits.append(step)
 
     run = Run("0", make_loss("dpo"), 1e-3, 0)
     with warnings.catch_warnings(record=True) as caught:
@@ -217,7 +219,7 @@ def test_a_step_does_not_wait_for_the_device(cuda_base: Load) -> None:
                 heldout=sets[1],
                 config=config,
                 seed=0,
-                progress=watch,
+                progress=Watch(),
             )
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -53,7 +53,7 @@ def work(
             return
         facts: dict[str, Any] = {}
         if b_std:
-            facts["loss"] = runs[0].history[-1]["loss"]
+            facts["loss"] = runs[0].history[-1].loss
             if step == 1:
                 facts["gradient"] = side.model.adapters.grads[0].cpu().numpy()
         gate.step_done(facts)

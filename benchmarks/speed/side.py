@@ -27,6 +27,7 @@ from prefopt.config.schema import Lora, Train
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base, choose_path
 from prefopt.runtime import memory
+from prefopt.runtime.progress import LatestMetrics, Silent
 from prefopt.storage.hashing import digest
 from prefopt.train.autosize import Fit, fit
 from prefopt.train.feed import FixedOrder
@@ -97,7 +98,7 @@ class Side:
             heldout=PairSet(self.pairs[:1], _first(self.train.reference)),
             config=self.fit.apply(Train(**config)),
             seed=self.case.seed,
-            progress=lambda step, _: progress(step),
+            progress=_Steps(progress),
         )
 
     def time_steps(
@@ -116,6 +117,17 @@ class Side:
         self.group(losses, mark, steps=warmup + steps, **options)
         times = np.diff(marks)[warmup : warmup + steps]
         return [float(t) for t in times], memory.peak_gib(self.device)
+
+
+class _Steps(Silent):
+    """Calls a function with each step that is behind the group, the start first."""
+
+    def __init__(self, told: Callable[[int], None]) -> None:
+        self.told = told
+
+    def step(self, text: str, done: int, total: int, values: LatestMetrics) -> None:
+        """A step has ended."""
+        self.told(done)
 
 
 def _first(reference: Reference) -> Reference:

@@ -76,15 +76,15 @@ def write_run(
     """
     path = folder.run(origin.variant, origin.seed)
     files = _write_evaluation(path, evaluation) if evaluation is not None else []
-    write_frame(path / "history.csv", pd.DataFrame(run.history).reindex(columns=list(HISTORY_COLUMNS)))
+    write_frame(path / "history.csv", pd.DataFrame(run.history, columns=list(HISTORY_COLUMNS)))
     bank.save(run.slot, path / "adapter")
     record = origin.record(
-        status="complete" if run.diverged_at is None else "diverged",
-        diverged_at=run.diverged_at,
-        reason=run.reason,
+        status="complete" if run.outcome.diverged_at is None else "diverged",
+        diverged_at=run.outcome.diverged_at,
+        reason=run.outcome.reason,
         loss=run.loss.spec(),
         learning_rate=run.learning_rate,
-        steps=run.step,
+        steps=run.counters.step,
         diversity=evaluation.samples.diversity if evaluation is not None else {},
     )
     cost = {**(evaluation.cost if evaluation is not None else {}), **_training_cost(run, bank)}
@@ -110,13 +110,14 @@ def _finish(folder: ResultsFolder, record: RunRecord, files: Sequence[str], cost
 
 
 def _training_cost(run: Run, bank: AdapterBank) -> dict[str, float]:
-    seconds = max(run.seconds, 1e-9)
+    spent = run.counters
+    seconds = max(spent.seconds, 1e-9)
     return {
-        "train_s": run.seconds,
-        "pairs": run.pairs,
-        "tokens": run.tokens,
-        "pairs_per_s": run.pairs / seconds,
-        "tokens_per_s": run.tokens / seconds,
+        "train_s": spent.seconds,
+        "pairs": spent.pairs,
+        "tokens": spent.tokens,
+        "pairs_per_s": spent.pairs / seconds,
+        "tokens_per_s": spent.tokens / seconds,
         "peak_memory_gib": memory.peak_gib(bank.params.device),
     }
 

@@ -13,7 +13,7 @@ from prefopt.evaluate.samples import draw_samples, sampled_together, score_sampl
 from prefopt.model.generate import Sample
 from prefopt.prepare.materials import Materials
 from prefopt.runtime import memory
-from prefopt.runtime.progress import Progress
+from prefopt.runtime.progress import Progress, Titled
 from prefopt.storage.conditions import Conditions
 from prefopt.storage.results import ResultsFolder
 from prefopt.storage.schema import REFERENCE
@@ -87,16 +87,10 @@ class SeedGroup:
         self._restore(runs, keepers, title)
         self._train(runs, keepers, seed, title)
         for run, origin in zip(runs, origins, strict=True):
-            self.progress.at(seed, [run.variant], run.step)
+            self.progress.at(seed, [run.variant], run.counters.step)
             self._evaluate_run(run, origin, title)
 
     def _train(self, runs: Sequence[Run], keepers: dict[int, Checkpoints], seed: int, title: str) -> None:
-        names = [run.variant for run in runs]
-
-        def show(step: int, values: dict[str, dict[str, float]]) -> None:
-            self.progress.at(seed, names, step)
-            self.progress.step(f"{title}: training {len(runs)} variants", step, self.train.steps, values)
-
         train_group(
             self.materials.model,
             runs,
@@ -104,7 +98,7 @@ class SeedGroup:
             heldout=self.materials.heldout,
             config=self.train,
             seed=seed,
-            progress=show,
+            progress=Titled(self.progress, title),
             keepers=keepers,
         )
 
@@ -127,8 +121,8 @@ class SeedGroup:
             if steps:
                 step = steps[0] if shared is None else shared
                 keepers[run.slot].restore(step, run, self.materials.model.adapters, self.train)
-            keepers[run.slot].found.clear()
-        going_on = {run.step for run in runs if run.step}
+            keepers[run.slot].valid.clear()
+        going_on = {run.counters.step for run in runs if run.counters.step}
         if going_on:
             self.progress.say(f"{title}: going on from step {', '.join(map(str, sorted(going_on)))}")
 
@@ -139,14 +133,14 @@ class SeedGroup:
     def _evaluate_run(self, run: Run, origin: Origin, title: str) -> None:
         """Evaluate and write one run; what its own code raises is written as a failure of that run alone."""
         try:
-            if run.diverged_at is not None or not run.reason:
-                evaluation = None if run.reason else self._evaluate(run, origin, title)
+            if run.outcome.diverged_at is not None or not run.outcome.reason:
+                evaluation = None if run.outcome.reason else self._evaluate(run, origin, title)
                 record.write_run(self.folder, origin, run, self.materials.model.adapters, evaluation)
                 return
         except Exception as problem:
-            run.reason = f"{why_left(problem)} in its evaluation"
-        self.progress.say(f"{title}: {origin.variant} failed: {run.reason}; the others are not affected")
-        self.folder.write_record(origin.record(status="failed", reason=run.reason))
+            run.outcome.reason = f"{why_left(problem)} in its evaluation"
+        self.progress.say(f"{title}: {origin.variant} failed: {run.outcome.reason}; the others are not affected")
+        self.folder.write_record(origin.record(status="failed", reason=run.outcome.reason))
 
     def _evaluate(self, run: Run | None, origin: Origin, title: str) -> Evaluation:
         """Sample from one policy, the reference with ``run`` None, and score the samples."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TextIO
 
-from prefopt.runtime.progress import Metrics, Progress
+from prefopt.runtime.progress import LatestMetrics, Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Step:
     text: str
     done: int
     total: int
-    values: Metrics
+    values: LatestMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class Sender:
         """What is running now, and how far it is."""
         self.send(Stage(text, done, total))
 
-    def step(self, text: str, done: int, total: int, values: Metrics) -> None:
+    def step(self, text: str, done: int, total: int, values: LatestMetrics) -> None:
         """The same for a step of training, with the last metrics of each variant."""
         self.send(Step(text, done, total, values))
 

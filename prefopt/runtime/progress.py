@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 # The last metrics of each variant, by variant and metric.
-Metrics = Mapping[str, Mapping[str, float]]
+LatestMetrics = Mapping[str, Mapping[str, float]]
 
 
 class Progress(Protocol):
@@ -15,7 +15,7 @@ class Progress(Protocol):
     def stage(self, text: str, done: int, total: int) -> None:
         """What is running now, and how far it is."""
 
-    def step(self, text: str, done: int, total: int, values: Metrics) -> None:
+    def step(self, text: str, done: int, total: int, values: LatestMetrics) -> None:
         """The same for a step of training, with the last metrics of each variant."""
 
     def say(self, text: str) -> None:
@@ -31,7 +31,7 @@ class Silent:
     def stage(self, text: str, done: int, total: int) -> None:
         """Ignored."""
 
-    def step(self, text: str, done: int, total: int, values: Metrics) -> None:
+    def step(self, text: str, done: int, total: int, values: LatestMetrics) -> None:
         """Ignored."""
 
     def say(self, text: str) -> None:
@@ -39,6 +39,29 @@ class Silent:
 
     def at(self, seed: int, variants: Sequence[str], step: int) -> None:
         """Ignored."""
+
+
+class Titled:
+    """Tells a listener what is under way below a title, such as ``seed 2 of 5: training 4 variants``."""
+
+    def __init__(self, listener: Progress, title: str) -> None:
+        self._listener, self._title = listener, title
+
+    def stage(self, text: str, done: int, total: int) -> None:
+        """What is running now, and how far it is."""
+        self._listener.stage(f"{self._title}: {text}", done, total)
+
+    def step(self, text: str, done: int, total: int, values: LatestMetrics) -> None:
+        """The same for a step of training, with the last metrics of each variant."""
+        self._listener.step(f"{self._title}: {text}", done, total, values)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._listener.say(f"{self._title}: {text}")
+
+    def at(self, seed: int, variants: Sequence[str], step: int) -> None:
+        """The seed, the variants and the step that are under way."""
+        self._listener.at(seed, variants, step)
 
 
 class Several:
@@ -55,7 +78,7 @@ class Several:
         """What is running now, and how far it is."""
         self._tell("stage", text, done, total)
 
-    def step(self, text: str, done: int, total: int, values: Metrics) -> None:
+    def step(self, text: str, done: int, total: int, values: LatestMetrics) -> None:
         """The same for a step of training, with the last metrics of each variant."""
         for listener in tuple(self._listeners):
             own = {variant: dict(metrics) for variant, metrics in values.items()}

@@ -17,6 +17,7 @@ from prefopt.config.schema import Evaluation, Train
 from prefopt.evaluate.samples import PolicySamples, Prompts, draw_samples, score_samples
 from prefopt.judges.gold import oracle_judgements
 from prefopt.losses import make_loss
+from prefopt.runtime.progress import Silent
 from prefopt.selftest import world
 from prefopt.selftest.control import Control
 from prefopt.storage.schema import REFERENCE
@@ -87,7 +88,7 @@ def _train(
         heldout=heldout,
         config=TRAIN,
         seed=seed,
-        progress=lambda step, values: None,
+        progress=Silent(),
     )
     logps = {run.variant: here.logps(run.slot) for run in runs}
     logps[REFERENCE] = here.logps(None)
@@ -126,7 +127,7 @@ def twins(trained: Trained) -> list[Control]:
     first, second = (trained.runs[name].history for name in ("dpo", "dpo again"))
     same = (
         trained.hashes["dpo"] == trained.hashes["dpo again"],
-        [list(row.values()) for row in first] == [list(row.values()) for row in second],
+        first == second,
         _same_texts(trained, "dpo", "dpo again") == 1.0,
         bool((trained.logps["dpo"] == trained.logps["dpo again"]).all()),
     )

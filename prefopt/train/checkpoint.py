@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,10 @@ from prefopt.config.schema import Train
 from prefopt.model.adapters import AdapterBank
 from prefopt.storage import durable, folders
 from prefopt.train.optimizer import with_optimizer
-from prefopt.train.state import Run
+from prefopt.train.state import Counters, Metrics, Run
 
 STATE, FACTS = "state.safetensors", "state.json"
 KEPT = 2
-_COUNTERS = ("seconds", "tokens", "pairs")
 
 
 @dataclass
@@ -40,25 +39,25 @@ class Checkpoints:
         say: Told of each that is set aside.
 
     Attributes:
-        found: What was read and checked, by step.
+        valid: Tensors and facts of those that were read and fit, by step.
     """
 
     path: Path
     key: Mapping[str, Any]
     say: Callable[[str], None] = lambda text: None
-    found: dict[int, tuple[dict[str, Tensor], dict[str, Any]]] = field(default_factory=dict)
+    valid: dict[int, tuple[dict[str, Tensor], dict[str, Any]]] = field(default_factory=dict)
 
     def look(self) -> list[int]:
         """Steps of the valid checkpoints, newest first; the others are set aside."""
-        self.found.clear()
+        self.valid.clear()
         for step in reversed(self._steps()):
             folder = self._at(step)
             try:
-                self.found[step] = self._checked(folders.read_folder(folder), step)
+                self.valid[step] = self._checked(folders.read_folder(folder), step)
             except durable.DamagedError as problem:
                 aside = durable.set_aside(folder)
                 self.say(f"checkpoint set aside as {aside}: {problem}")
-        return list(self.found)
+        return list(self.valid)
 
     def _checked(self, files: Mapping[str, bytes], step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         try:
@@ -72,38 +71,32 @@ class Checkpoints:
         return tensors, facts
 
     def write(self, run: Run, bank: AdapterBank) -> None:
-        """Write a run's state after ``run.step`` steps, and remove all but the newest two.
+        """Write a run's state after the steps that are behind it, and remove all but the newest two.
 
         Raises:
             MachineError: If the system refuses the write; earlier checkpoints are intact.
         """
-        tensors, plain = optimizer_state(run.optimizer)
+        tensors, plain = optimizer_state(run.state.optimizer)
         tensors["adapter"] = bank.params[run.slot]
-        if run.running is not None:
-            tensors["running"] = run.running
-        facts = {
-            "key": self.key,
-            "step": run.step,
-            "history": run.history,
-            "optimizer": plain,
-            **{name: getattr(run, name) for name in _COUNTERS},
-        }
+        if run.state.running is not None:
+            tensors["running"] = run.state.running
+        facts = {"key": self.key, "history": run.history, "optimizer": plain, **asdict(run.counters)}
         state = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
-        folders.write_folder(self._at(run.step), {STATE: state, FACTS: json.dumps(facts).encode()})
+        folders.write_folder(self._at(run.counters.step), {STATE: state, FACTS: json.dumps(facts).encode()})
         for step in self._steps()[:-KEPT]:
             durable.remove(self._at(step))
 
     def restore(self, step: int, run: Run, bank: AdapterBank, config: Train) -> None:
-        """Put a run back to where it was after ``step`` steps; ``look`` has found them."""
-        tensors, facts = self.found[step]
+        """Put a run back to where it was after ``step`` steps; ``look`` has read them."""
+        tensors, facts = self.valid[step]
         device = bank.params.device
         bank.params[run.slot] = tensors["adapter"].to(device)
-        run.optimizer = None
+        run.state.optimizer = None
         restore_optimizer(with_optimizer(run, bank, config), tensors, facts["optimizer"])
-        run.running = tensors["running"].to(device) if "running" in tensors else None
-        run.step, run.history = step, [dict(row) for row in facts["history"]]
-        for name in _COUNTERS:
-            setattr(run, name, facts[name])
+        run.state.running = tensors["running"].to(device) if "running" in tensors else None
+        run.history[:] = [Metrics(*row) for row in facts["history"]]
+        for counter in fields(Counters):
+            setattr(run.counters, counter.name, facts[counter.name])
 
     def remove(self) -> None:
         """Remove them all, once the run is complete."""
@@ -114,14 +107,14 @@ class Checkpoints:
         return self.path / f"step-{step:06}"
 
     def _steps(self) -> list[int]:
-        found = [re.fullmatch(r"step-(\d{6,})", path.name) for path in self.path.glob("step-*")]
-        return sorted(int(match[1]) for match in found if match)
+        matches = [re.fullmatch(r"step-(\d{6,})", path.name) for path in self.path.glob("step-*")]
+        return sorted(int(match[1]) for match in matches if match)
 
 
-def common_step(found: list[list[int]]) -> int | None:
+def common_step(steps_of_runs: list[list[int]]) -> int | None:
     """The newest step at which every run with checkpoints has one, so that a kill between two writes leaves no gap."""
-    shared = set.intersection(*(set(steps) for steps in found if steps)) if any(found) else set()
-    return max(shared, default=None)
+    lists = [set(steps) for steps in steps_of_runs if steps]
+    return max(set.intersection(*lists), default=None) if lists else None
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer | None) -> tuple[dict[str, Tensor], dict[str, Any]]:

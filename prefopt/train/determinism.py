@@ -9,6 +9,7 @@ import torch
 from prefopt.config.schema import Train
 from prefopt.contract.loss import Loss
 from prefopt.model.adapted import AdaptedModel
+from prefopt.runtime.progress import Silent
 from prefopt.train.feed import FixedOrder
 from prefopt.train.loop import train_group
 from prefopt.train.pairset import PairSet
@@ -54,9 +55,7 @@ def probe(model: AdaptedModel, loss: Loss, train: PairSet, heldout: PairSet, con
     for _ in range(2):
         bank.initialise(0, seed=0)
         run = Run("probe", loss, config.learning_rate, 0)
-        train_group(
-            model, [run], feed=feed, heldout=few_heldout, config=few, seed=0, progress=lambda step, values: None
-        )
+        train_group(model, [run], feed=feed, heldout=few_heldout, config=few, seed=0, progress=Silent())
         seen.append((bank.hash(0), repr(run.history)))
     bank.params[0].zero_()
     same = seen[0] == seen[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from prefopt.model.adapted import AdaptedModel
 from prefopt.train.feed import Feed
 from prefopt.train.heldout import heldout_logps
 from prefopt.train.pairset import PairSet, Reference
-from prefopt.train.state import METRICS, Run
+from prefopt.train.state import Run
 from prefopt.train.step import Batch, train_step
 
 
@@ -24,18 +23,18 @@ def step_or_leave(model: AdaptedModel, chunk: Sequence[Run], batch: Batch, confi
 
     What says that the device or the machine is lost is nobody's fault here, and is raised.
     """
-    before = [(len(run.history), run.running) for run in chunk]
+    before = [(run.n_logged, len(run.pending), run.state.running) for run in chunk]
     try:
         train_step(model, chunk, batch, config)
     except Exception as problem:
         reason = why_left(problem)
-        for run, (length, running) in zip(chunk, before, strict=True):
-            if len(chunk) > 1 and len(run.history) > length:
+        for run, (n_logged, n_pending, running) in zip(chunk, before, strict=True):
+            if len(chunk) > 1 and run.n_logged > n_logged:
                 continue  # its optimizer has stepped already
-            del run.history[length:]
-            run.running = running
+            del run.pending[n_pending:]
+            run.state.running = running
             if len(chunk) == 1:
-                run.reason = f"{reason} at step {batch.step + 1}"
+                run.outcome.reason = f"{reason} at step {batch.step + 1}"
             else:
                 step_or_leave(model, [run], batch, config)
 
@@ -53,24 +52,22 @@ def why_left(problem: Exception) -> str:
 
 def leave_diverged(model: AdaptedModel, run: Run, feed: Feed, seed: int) -> None:
     """Say which terms and pairs were not finite, and forget what was logged after it, before anybody looked."""
-    at = run.diverged_at or 0
-    run.history = [r for r in run.history if r["step"] < at or (r["step"] == at and r["split"] == "train")]
+    at = run.outcome.diverged_at or 0
+    run.history[:] = [row for row in run.history if row.step < at or (row.step == at and row.split == "train")]
     terms = not_finite(run)
     pairs, reference = feed.batch(run, at - 1)
-    some = PairSet(tuple(pairs), Reference(reference[0], reference[1], ""))
+    batch_pairs = PairSet(tuple(pairs), Reference(reference[0], reference[1], ""))
     try:
-        batch = heldout_logps(model, run.slot, run.loss, some, seed=seed)
+        batch = heldout_logps(model, run.slot, run.loss, batch_pairs, seed=seed)
         with torch.no_grad():
             bad = (~run.loss(batch).isfinite()).nonzero().flatten().tolist()
     except Exception:
         bad = []  # the loss cannot even be asked again
     named = ", ".join(str(pairs[i].pair_id) for i in (bad or range(len(pairs))))
     where = f"pairs {named}" if bad else f"one of pairs {named}"
-    run.reason = f"{terms} not finite at step {at}, {where}"
+    run.outcome.reason = f"{terms} not finite at step {at}, {where}"
 
 
 def not_finite(run: Run) -> str:
-    """Which metrics of the last row are not finite; a held-out row has neither rate nor norm."""
-    row = run.history[-1]
-    names = METRICS if row["split"] == "train" else METRICS[:-2]
-    return ", ".join([name for name in names if not math.isfinite(row[name])][:3])
+    """Which metrics of the last row are not finite, the first three of them."""
+    return ", ".join(run.history[-1].not_finite()[:3])

@@ -17,7 +17,7 @@ from prefopt.model.packing import use_layout
 from prefopt.storage.schema import PAIR_COLUMNS
 from prefopt.train.microbatch import Needs, concatenate, forward, mismatched_logratios, pair_logps, prepare
 from prefopt.train.pairset import PairSet, unique_responses
-from prefopt.train.state import Run, collect, summary
+from prefopt.train.state import Pending, Run, batch_means, collect
 from prefopt.train.step import MICROBATCH_TOKENS
 
 
@@ -26,9 +26,9 @@ def evaluate_heldout(model: AdaptedModel, runs: Sequence[Run], heldout: PairSet,
     """Append a row of held-out metrics to each run's history."""
     for run in runs:
         batch = heldout_logps(model, run.slot, run.loss, heldout, seed=seed)
-        if run.running is not None:
-            batch = dataclasses.replace(batch, running=run.running.to(batch.chosen.device))
-        run.history.append({"step": step, "split": "heldout", "values": summary(run.loss, batch)})
+        if run.state.running is not None:
+            batch = dataclasses.replace(batch, running=run.state.running.to(batch.chosen.device))
+        run.pending.append(Pending(step, "heldout", batch_means(run.loss, batch)))
         collect(run)
 
 
@@ -45,8 +45,8 @@ def heldout_logps(model: AdaptedModel, slot: int, loss: Loss, pairs: PairSet, *,
             return _with_statistic(loss, _heldout_sums(base, pairs))
         size = max(1, MICROBATCH_TOKENS // max(len(p.prompt_ids) + 2 * len(p.chosen_ids) for p in pairs.pairs))
         for start in range(0, len(pairs.pairs), size):
-            some, reference = pairs.take(range(start, min(start + size, len(pairs.pairs))))
-            micro = prepare(model, some, reference, needs, others=[*some[1:], some[0]], seed=seed)
+            part, reference = pairs.take(range(start, min(start + size, len(pairs.pairs))))
+            micro = prepare(model, part, reference, needs, others=[*part[1:], part[0]], seed=seed)
             with use_layout(micro.rows):
                 batch = pair_logps(micro, forward(base, micro, needs), needs)[0]
             crossed = mismatched_logratios(base, micro)

@@ -10,7 +10,7 @@ Shapes: K runs of a group, k runs of one stacked pass, B pairs of an optimizer b
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from prefopt.config.schema import Train
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.adapters import AdapterBank
 from prefopt.runtime import interrupts, memory
+from prefopt.runtime.progress import Progress
 from prefopt.train.failures import leave_diverged, not_finite, step_or_leave, why_left
 from prefopt.train.feed import Feed, PairBatch
 from prefopt.train.heldout import evaluate_heldout
@@ -26,7 +27,6 @@ from prefopt.train.pairset import PairSet
 from prefopt.train.state import Run, collect, latest
 from prefopt.train.step import Batch
 
-Progress = Callable[[int, dict[str, dict[str, float]]], None]
 AUTO_EVERY_S, AUTO_LAST_S = 60.0, 10.0  # of "auto" checkpoints: between two, and of work before one after the last step
 
 
@@ -34,7 +34,7 @@ class Keeper(Protocol):
     """Where a run's checkpoints go."""
 
     def write(self, run: Run, bank: AdapterBank) -> None:
-        """Write the state of a run after ``run.step`` steps."""
+        """Write the state of a run after the steps that are behind it."""
 
 
 def train_group(
@@ -50,8 +50,8 @@ def train_group(
 ) -> None:
     """Train all runs of one seed in lockstep; results are left in the adapters' rows and in each run's history.
 
-    A run may come with steps behind it (``run.step``, from a checkpoint): it joins when the others are there. One
-    that diverges, or whose own code raises, leaves with the reason in ``run.reason``.
+    A run may come with steps behind it, from a checkpoint: it joins when the others are there. One that diverges, or
+    whose own code raises, leaves with the reason in ``run.outcome``.
 
     Args:
         model: The base, and adapters already initialised; run ``r`` trains row ``r.slot``. Slots are 0 .. K-1 in order.
@@ -61,7 +61,7 @@ def train_group(
         config: The shared loop's settings, made definite by ``fit``; adapters are not stacked where it still says
             ``auto``.
         seed: Decides the noise of losses that draw tokens.
-        progress: Called with the step and each variant's last metrics.
+        progress: Hears of every step, with each variant's last metrics.
         keepers: Where each slot's checkpoints go; none are written without.
 
     Raises:
@@ -70,9 +70,9 @@ def train_group(
     for run in runs:
         with_optimizer(run, model.adapters, config)
     group = _Lockstep(model, feed, heldout, config, seed, keepers)
-    group.evaluate([run for run in runs if run.step == 0], step=0)
-    first = min((run.step for run in runs), default=0)
-    progress(first, latest(runs))
+    group.evaluate([run for run in runs if run.counters.step == 0], step=0)
+    first = min((run.counters.step for run in runs), default=0)
+    _tell(progress, runs, first, config, seed)
     with interrupts.deferred() as stop:
         for step in range(first, config.steps):
             active = group.advance(runs, step)
@@ -81,12 +81,17 @@ def train_group(
             active = group.drop_failed(active, step + 1, keep=keep)
             group.evaluate_if_due(active, step + 1)
             if keep:
-                group.keep([run for run in active if not run.reason])
-            progress(step + 1, latest(runs))
+                group.keep([run for run in active if not run.outcome.reason])
+            _tell(progress, runs, step + 1, config, seed)
             if ending:
                 stop.raise_if_requested(f"after step {step + 1} of {config.steps}")
     for run in runs:
-        run.optimizer = None
+        run.state.optimizer = None
+
+
+def _tell(progress: Progress, runs: Sequence[Run], done: int, config: Train, seed: int) -> None:
+    progress.at(seed, [run.variant for run in runs], done)
+    progress.step(f"training {len(runs)} variants", done, config.steps, latest(runs))
 
 
 @dataclass
@@ -103,14 +108,14 @@ class _Lockstep:
 
     def advance(self, runs: Sequence[Run], step: int) -> list[Run]:
         """One step of every run that takes it: runs that have left, or are further on already, do not."""
-        active = [run for run in runs if run.step <= step and not run.reason]
+        active = [run for run in runs if run.counters.step <= step and not run.outcome.reason]
         for batch, members in self._batches(active, step):
             for chunk in consecutive(members, self.config.stack if self.config.stack != "auto" else 1):
                 began = time.perf_counter()
                 step_or_leave(self.model, chunk, batch, self.config)
                 for run in chunk:
-                    run.seconds += (time.perf_counter() - began) / len(chunk)
-                    run.step = step + 1
+                    run.counters.seconds += (time.perf_counter() - began) / len(chunk)
+                    run.counters.step = step + 1
         return active
 
     def _batches(self, runs: Sequence[Run], step: int) -> list[tuple[Batch, list[Run]]]:
@@ -120,8 +125,8 @@ class _Lockstep:
             pairs = self.feed.batch(run, step)
             members.setdefault(id(pairs), (pairs, []))[1].append(run)
         return [
-            (Batch(self.model, pairs.pairs, pairs.reference, self.config, self.seed, step), some)
-            for pairs, some in members.values()
+            (Batch(self.model, pairs.pairs, pairs.reference, self.config, self.seed, step), takers)
+            for pairs, takers in members.values()
         ]
 
     def must_keep(self, done: int, *, ending: bool) -> bool:
@@ -135,9 +140,9 @@ class _Lockstep:
                 collect(run)
             memory.trim(self.model.base.device)
         for run in runs:
-            if run.diverged_at is not None and not run.reason:
+            if run.outcome.diverged_at is not None and not run.outcome.reason:
                 leave_diverged(self.model, run, self.feed, self.seed)
-        return [run for run in runs if not run.reason]
+        return [run for run in runs if not run.outcome.reason]
 
     def evaluate_if_due(self, runs: Sequence[Run], done: int) -> None:
         """Score the held-out pairs, where the settings ask for it after this step."""
@@ -150,10 +155,10 @@ class _Lockstep:
             try:
                 evaluate_heldout(self.model, [run], self.heldout, step=step, seed=self.seed)
             except Exception as problem:
-                run.reason = f"{why_left(problem)} in the held-out evaluation at step {step}"
+                run.outcome.reason = f"{why_left(problem)} in the held-out evaluation at step {step}"
                 continue
-            if run.diverged_at is not None:
-                run.reason = f"{not_finite(run)} of the held-out pairs not finite at step {step}"
+            if run.outcome.diverged_at is not None:
+                run.outcome.reason = f"{not_finite(run)} of the held-out pairs not finite at step {step}"
 
     def keep(self, runs: Sequence[Run]) -> None:
         """Write a checkpoint of each run."""

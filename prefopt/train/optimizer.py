@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prefopt.config.schema import Train
 from prefopt.errors import MachineError
+from prefopt.model.adapted import one
 from prefopt.model.adapters import AdapterBank
 from prefopt.train.state import Run
 
@@ -39,15 +40,15 @@ def make_optimizer(kind: str, values: Tensor, gradient: Tensor, config: Train) -
         import bitsandbytes
 
         cls = bitsandbytes.optim.AdamW8bit if kind == "adamw8bit" else bitsandbytes.optim.PagedAdamW8bit
-        made: torch.optim.Optimizer = cls([parameter], lr=0.0, weight_decay=config.weight_decay)
+        optimizer: torch.optim.Optimizer = cls([parameter], lr=0.0, weight_decay=config.weight_decay)
     except (ImportError, RuntimeError, NotImplementedError, AttributeError) as problem:
         raise MachineError(f"train.optimizer {kind}: bitsandbytes has no kernel for it here ({problem})") from None
-    return made
+    return optimizer
 
 
 def with_optimizer(run: Run, bank: AdapterBank, config: Train) -> torch.optim.Optimizer:
-    """The run's optimizer, made for its row of the bank if it has none."""
-    if run.optimizer is None:
-        rows = slice(run.slot, run.slot + 1)
-        run.optimizer = make_optimizer(config.optimizer, bank.params[rows], bank.grads[rows], config)
-    return run.optimizer
+    """The run's optimizer; a run that has none is given one for its row of the bank."""
+    if run.state.optimizer is None:
+        rows = one(run.slot)
+        run.state.optimizer = make_optimizer(config.optimizer, bank.params[rows], bank.grads[rows], config)
+    return run.state.optimizer

@@ -31,7 +31,7 @@ from prefopt.train.microbatch import (
     prepare,
 )
 from prefopt.train.optimizer import schedule
-from prefopt.train.state import Run, collect, summary
+from prefopt.train.state import Pending, Run, batch_means, collect
 
 MICROBATCH_TOKENS = 16384  # of one pass with gradients, where micro_batch is "auto"
 
@@ -88,20 +88,21 @@ def train_step(model: AdaptedModel, chunk: Sequence[Run], batch: Batch, config: 
     norms = gradients.norm(dim=1)
     rate = schedule(config, step)
     for run, logps, norm, gradient in zip(chunk, seen, norms, gradients, strict=True):
-        row = _metrics(run, logps, step, run.learning_rate * rate, norm)
-        ok = norm.isfinite() & row["values"].isfinite().all()
+        row = Pending(step + 1, "train", batch_means(run.loss, logps), run.learning_rate * rate, norm)
+        ok = norm.isfinite() & row.means.isfinite().all()
         gradient.mul_((config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         if base.device.type != "cpu":
-            gradient.copy_(torch.where(ok, gradient, 0.0))  # no waiting for the device; _collect finds it
-        run.history.append(row)
+            gradient.copy_(torch.where(ok, gradient, 0.0))  # without waiting for the device; collect() sees it later
+        run.pending.append(row)
         if base.device.type == "cpu" and not bool(ok):
             collect(run)
             continue
-        assert run.optimizer is not None
-        run.optimizer.param_groups[0]["lr"] = run.learning_rate * rate
-        run.optimizer.step()
-        run.pairs += n_pairs
-        run.tokens += sum(m.rows.input_ids.shape[0] // m.rows.copies for m in micros)
+        optimizer = run.state.optimizer
+        assert optimizer is not None
+        optimizer.param_groups[0]["lr"] = run.learning_rate * rate
+        optimizer.step()
+        run.counters.pairs += n_pairs
+        run.counters.tokens += sum(m.rows.input_ids.shape[0] // m.rows.copies for m in micros)
 
 
 def _backward(
@@ -171,17 +172,12 @@ def _with_running(run: Run, batch: PairLogps) -> PairLogps:
         return batch
     value = statistic.detach()
     decay = run.loss.decay  # type: ignore[attr-defined]
-    run.running = value if run.running is None else decay * run.running + (1 - decay) * value
-    return dataclasses.replace(batch, running=run.running)
+    before = run.state.running
+    run.state.running = value if before is None else decay * before + (1 - decay) * value
+    return dataclasses.replace(batch, running=run.state.running)
 
 
 def _detached(batch: PairLogps) -> PairLogps:
     values: dict[str, Any] = {f.name: getattr(batch, f.name) for f in dataclasses.fields(PairLogps)}
     values |= {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
     return PairLogps(**values)
-
-
-@torch.no_grad()
-def _metrics(run: Run, batch: PairLogps, step: int, rate: float, norm: Tensor) -> dict[str, Any]:
-    """A row of the history, still on the device."""
-    return {"step": step + 1, "split": "train", "values": summary(run.loss, batch), "rate": rate, "norm": norm}

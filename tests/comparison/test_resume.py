@@ -19,6 +19,7 @@ from prefopt.config.schema import Train
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.adapters import AdapterBank
 from prefopt.model.base import Base
+from prefopt.runtime.progress import Silent
 from prefopt.storage.results import ResultsFolder
 from prefopt.train.checkpoint import Checkpoints, common_step, optimizer_state
 from prefopt.train.feed import FixedOrder
@@ -36,13 +37,13 @@ class Recorded(Checkpoints):
 
     def write(self, run: Run, bank: AdapterBank) -> None:
         super().write(run, bank)
-        name = f"step-{run.step:06}"
-        shutil.copytree(self.path / name, self.path.parent / f"only-{run.step}" / self.path.name / name)
-        self.last = optimizer_state(run.optimizer)
+        name = f"step-{run.counters.step:06}"
+        shutil.copytree(self.path / name, self.path.parent / f"only-{run.counters.step}" / self.path.name / name)
+        self.last = optimizer_state(run.state.optimizer)
 
     def restore(self, step: int, run: Run, bank: AdapterBank, config: Train) -> None:
         super().restore(step, run, bank, config)
-        self.last = optimizer_state(run.optimizer)
+        self.last = optimizer_state(run.state.optimizer)
 
 
 class Bench:
@@ -68,7 +69,7 @@ class Bench:
         train_group(
             self.model, runs, feed=FixedOrder.of(self.train_pairs, config, 0), heldout=self.heldout,
             config=config, seed=0,
-            progress=lambda step, values: None, keepers=dict(enumerate(keepers)) if folder else None,
+            progress=Silent(), keepers=dict(enumerate(keepers)) if folder else None,
         )  # fmt: skip
         return runs, keepers
 
@@ -84,14 +85,14 @@ def outcome(bench: Bench, runs: list[Run], keepers: list[Recorded]) -> list[Any]
     """Everything that a run is, exactly."""
     states = [(tensors, plain) for tensors, plain in (keeper.last for keeper in keepers)]
     flat = [{name: value.tolist() for name, value in tensors.items()} | plain for tensors, plain in states]
-    running = [None if run.running is None else run.running.tolist() for run in runs]
+    running = [None if run.state.running is None else run.state.running.tolist() for run in runs]
     return [
         [
             bench.model.adapters.params[run.slot].tolist(),
             repr(run.history),
-            run.tokens,
-            run.pairs,
-            run.step,
+            run.counters.tokens,
+            run.counters.pairs,
+            run.counters.step,
             average,
             state,
         ]

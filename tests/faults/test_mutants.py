@@ -37,6 +37,10 @@ def after_restore(change: Callable[[Any, Any], None]) -> Any:
     return mock.patch.object(Checkpoints, "restore", restore)
 
 
+def _moved(run: Any, steps: int) -> None:
+    run.counters.step += steps
+
+
 def _keyless(self: Checkpoints, files: Any, step: int) -> Any:
     facts = checkpoint.json.loads(files[checkpoint.FACTS])
     return checkpoint.load(files[checkpoint.STATE]), facts
@@ -141,9 +145,11 @@ MUTANTS: dict[str, tuple[Any, Callable[[], Any]]] = {
     "the optimizer's state is forgotten": (
         kills, lambda: mock.patch.object(checkpoint, "restore_optimizer")
     ),
-    "the moving average is forgotten": (kills, lambda: after_restore(lambda run, old: setattr(run, "running", None))),
-    "resumed a step too late": (kills, lambda: after_restore(lambda run, old: setattr(run, "step", run.step + 1))),
-    "resumed a step too early": (kills, lambda: after_restore(lambda run, old: setattr(run, "step", run.step - 1))),
+    "the moving average is forgotten": (
+        kills, lambda: after_restore(lambda run, old: setattr(run.state, "running", None))
+    ),
+    "resumed a step too late": (kills, lambda: after_restore(lambda run, old: _moved(run, 1))),
+    "resumed a step too early": (kills, lambda: after_restore(lambda run, old: _moved(run, -1))),
     "the adapter is forgotten": (kills, lambda: after_restore(lambda run, old: old())),
     "the history is forgotten": (kills, lambda: after_restore(lambda run, old: run.history.clear())),
     "judged only where something was trained": (kills, _judges_only_after_training),

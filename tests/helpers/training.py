@@ -15,10 +15,11 @@ from prefopt.data import TokenPair
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
 from prefopt.model.logps import score_rows
+from prefopt.runtime.progress import Silent
 from prefopt.train.feed import FixedOrder
 from prefopt.train.loop import train_group
 from prefopt.train.pairset import PairSet, Reference, unique_responses
-from prefopt.train.state import Run
+from prefopt.train.state import Metrics, Run
 
 LORA = Lora(rank=4, alpha=8)
 CONFIG = Train(steps=4, pairs_per_step=4, learning_rate=1e-2, warmup_steps=1, eval_every=2, log_every=2)
@@ -58,13 +59,13 @@ def train(
         heldout=sets[1],
         config=config,
         seed=seed,
-        progress=lambda step, values: None,
+        progress=Silent(),
     )
     return runs, model
 
 
-def heldout(run: Run) -> list[dict[str, float]]:
-    return [row for row in run.history if row["split"] == "heldout"]
+def heldout(run: Run) -> list[Metrics]:
+    return [row for row in run.history if row.split == "heldout"]
 
 
 def shaken(base: Base, size: int) -> AdaptedModel:

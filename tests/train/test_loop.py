@@ -77,12 +77,12 @@ def test_the_micro_batch_changes_nothing(label: str, tiny_base: Callable[..., Ba
 def test_every_loss_trains(label: str, tiny_base: Callable[..., Base]) -> None:
     runs, model = train(tiny_base(), [label])
     run = runs[0]
-    assert run.diverged_at is None
+    assert run.outcome.diverged_at is None
     rows = heldout(run)
-    assert [row["step"] for row in rows] == [0, 2, 4]
-    assert rows[0]["logratio/margins"] == 0.0  # policy and reference are the same, to the bit
-    assert all(np.isfinite(row["loss"]) for row in run.history)
-    assert len([row for row in run.history if row["split"] == "train"]) == CONFIG.steps
+    assert [row.step for row in rows] == [0, 2, 4]
+    assert rows[0].logratio_margins == 0.0  # policy and reference are the same, to the bit
+    assert all(np.isfinite(row.loss) for row in run.history)
+    assert len([row for row in run.history if row.split == "train"]) == CONFIG.steps
     base_hash = AdaptedModel.wrap(tiny_base(), LORA, size=1).adapters
     base_hash.initialise(0, 0)
     assert (model.adapters.hash(0) == base_hash.hash(0)) == (label == "noop")
@@ -116,7 +116,7 @@ class Explodes(Loss):
 
 def test_a_run_that_diverges_leaves_and_harms_nobody(tiny_base: Callable[..., Base]) -> None:
     runs, model = train(tiny_base(), ["dpo", Explodes(), "simpo"])
-    assert [run.diverged_at for run in runs] == [None, 2, None]
+    assert [run.outcome.diverged_at for run in runs] == [None, 2, None]
     assert model.adapters.params.isfinite().all()  # stopped before the optimizer step
     for slot, label in ((0, "dpo"), (2, "simpo")):
         _, alone = train(tiny_base(), [label])
@@ -127,7 +127,7 @@ def test_clipping_bounds_each_run_by_itself(tiny_base: Callable[..., Base]) -> N
     config = CONFIG.model_copy(update={"max_grad_norm": 1e-3, "steps": 1})
     runs, model = train(tiny_base(), ["dpo[beta=5.0]", "noop"], config)
     assert model.adapters.grads[0].norm() == pytest.approx(1e-3, rel=1e-2)
-    assert runs[0].history[1]["grad_norm"] > 1e-3
+    assert runs[0].history[1].grad_norm > 1e-3
     assert model.adapters.grads[1].norm() == 0
 
 
@@ -145,6 +145,6 @@ def test_chunks_hold_neighbouring_slots() -> None:
 
 def test_training_moves_the_margin_the_right_way(tiny_base: Callable[..., Base]) -> None:
     runs, _ = train(tiny_base(), ["dpo", "dpo_flipped"], CONFIG.model_copy(update={"steps": 8}), n=4)
-    up, down = ([r["logratio/margins"] for r in run.history if r["split"] == "train"][-1] for run in runs)
+    up, down = ([row.logratio_margins for row in run.history if row.split == "train"][-1] for run in runs)
     assert up > 0.5
     assert down < -0.5
