@@ -67,7 +67,6 @@ def ratings(comparison: Comparison, scores: Scores, order: Sequence[str]) -> tup
         [place[b] for _, b, _ in met],
         tuple(names),
         anchor=REFERENCE,
-        base=0.0,
     )
     rows = []
     for i, name in enumerate(names):

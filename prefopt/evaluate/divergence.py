@@ -59,10 +59,10 @@ def _divergence(base: Base, policy: Tensor, reference: Tensor, targets: Tensor) 
     out = torch.empty(3, len(targets), device=targets.device)
     for part in chunks(len(targets), 2 * base.head.shape[0]):
         logits = [x[part] @ base.head.t() if base.packed else x[part] for x in (policy, reference)]
-        found = out[:, part]
+        kl_and_logps = out[:, part]
         for tile in tiles(logits[0]):
             p, r = (x[tile].float().log_softmax(-1) for x in logits)
             at = targets[part][tile].unsqueeze(1)
-            found[1, tile], found[2, tile] = p.gather(1, at).squeeze(1), r.gather(1, at).squeeze(1)
-            found[0, tile] = r.neg_().add_(p).mul_(p.exp_()).sum(-1)
+            kl_and_logps[1, tile], kl_and_logps[2, tile] = p.gather(1, at).squeeze(1), r.gather(1, at).squeeze(1)
+            kl_and_logps[0, tile] = r.neg_().add_(p).mul_(p.exp_()).sum(-1)
     return out[0], out[1], out[2]

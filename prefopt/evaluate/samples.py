@@ -1,6 +1,6 @@
-"""What trained policies are asked: held-out pairs, samples on evaluation prompts, and who wins by the gold reward.
+"""A policy's samples on the evaluation prompts, and what is measured of them.
 
-Shapes: n prompts, s samples of a prompt, R scored tokens, V vocabulary.
+Shapes: n prompts, s samples of a prompt.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def draw_samples(
     model: AdaptedModel, slots: slice, prompts: Prompts, settings: Evaluation, *, seed: int
 ) -> dict[int, list[Sample]]:
     """Samples of neighbouring adapters in one batch, by slot; the zero adapter stands for the reference."""
-    drawn = sample(
+    by_adapter = sample(
         model,
         prompts.ids,
         adapters=slots,
@@ -61,32 +61,29 @@ def draw_samples(
         temperature=settings.temperature,
         seed=seed,
     )
-    return dict(zip(range(slots.start, slots.stop), drawn, strict=True))
+    return dict(zip(range(slots.start, slots.stop), by_adapter, strict=True))
 
 
 def score_samples(
-    model: AdaptedModel, slot: int, prompts: Prompts, drawn: Sequence[Sample], task: Task
+    model: AdaptedModel, slot: int, prompts: Prompts, samples: Sequence[Sample], task: Task
 ) -> PolicySamples:
     """Reward, exact KL per token and log-probabilities of one policy's samples."""
-    responses = [
-        model.base.tokenizer.decode(list(s.tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        for s in drawn
-    ]
-    texts = [prompts.texts[s.prompt] for s in drawn]
-    kl, logp, ref_logp = policy_and_reference(model, slot, prompts.ids, drawn)
+    responses = [model.base.text(s.tokens) for s in samples]
+    texts = [prompts.texts[s.prompt] for s in samples]
+    kl, logp, ref_logp = policy_and_reference(model, slot, prompts.ids, samples)
     scores = pd.DataFrame(
         {
-            "prompt_id": [s.prompt for s in drawn],
-            "sample": [s.number for s in drawn],
-            "reward": task.reward(texts, responses) if task.has_reward else np.full(len(drawn), np.nan),
+            "prompt_id": [s.prompt for s in samples],
+            "sample": [s.number for s in samples],
+            "reward": task.reward(texts, responses) if task.has_reward else np.full(len(samples), np.nan),
             "kl": kl,
             "logp": logp,
             "ref_logp": ref_logp,
-            "n_tokens": [len(s.tokens) for s in drawn],
-            "finished": [s.finished for s in drawn],
+            "n_tokens": [len(s.tokens) for s in samples],
+            "finished": [s.finished for s in samples],
         }
     )[list(SCORE_COLUMNS)]
     frame = pd.DataFrame(
         {"prompt_id": scores["prompt_id"], "sample": scores["sample"], "prompt": texts, "response": responses}
     )
-    return PolicySamples(scores, frame, diversity([s.tokens for s in drawn], responses))
+    return PolicySamples(scores, frame, diversity([s.tokens for s in samples], responses))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,11 @@ class Base:
     def eos(self) -> int:
         """The end-of-sequence token."""
         return int(self.tokenizer.eos_token_id)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Tokens as text, without the end token and other special ones."""
+        decoded: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return decoded
 
     def hidden(self, rows: PackedRows) -> Tensor:
         """(K*T, d) last hidden states of packed rows; call inside ``use_layout(rows)``."""

@@ -72,7 +72,7 @@ def _responses(model: AdaptedModel, task: Task, prompts: TaskPrompts, settings: 
             temperature=settings.temperature,
             seed=settings.seed,
         )[0]
-        responses = [decode(base, s.tokens) for s in drawn]
+        responses = [base.text(s.tokens) for s in drawn]
         return pd.DataFrame(
             {
                 "prompt_id": [s.prompt for s in drawn],
@@ -90,12 +90,6 @@ def _responses(model: AdaptedModel, task: Task, prompts: TaskPrompts, settings: 
 def encode(base: Base, text: str) -> tuple[int, ...]:
     """A plain-text prompt as tokens, with the tokenizer's own beginning."""
     return tuple(base.tokenizer(text)["input_ids"])
-
-
-def decode(base: Base, tokens: Sequence[int]) -> str:
-    """A response as text, without its end token."""
-    text: str = base.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text
 
 
 def label(drawn: pd.DataFrame, settings: Pairs, *, noise: float) -> list[TokenPair]:
@@ -140,9 +134,9 @@ def as_rows(base: Base, pairs: Sequence[TokenPair]) -> list[dict[str, str | floa
             zip(
                 COLUMNS,
                 (
-                    decode(base, p.prompt_ids),
-                    decode(base, p.chosen_ids),
-                    decode(base, p.rejected_ids),
+                    base.text(p.prompt_ids),
+                    base.text(p.chosen_ids),
+                    base.text(p.rejected_ids),
                     p.chosen_score,
                     p.rejected_score,
                 ),

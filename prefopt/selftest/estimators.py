@@ -22,7 +22,7 @@ def ratings(rng: np.random.Generator) -> list[Control]:
         chance = special.expit(truth[a] - truth[b])[:, None, None]
         y = (rng.random((len(a), 5, 100)) < chance).astype(np.float64)
         fitted = stats.bradley_terry(y, a, b, names, anchor="a", resamples=60, seed=int(rng.integers(2**31)))
-        elo = 1000 + stats.ELO_PER_LOGIT * (truth - truth[0])
+        elo = stats.ELO_PER_LOGIT * (truth - truth[0])
         hits.append(((fitted.low <= elo) & (elo <= fitted.high))[1:])
     wins = np.array([[0, 30, 12, 8.5], [20, 0, 22, 9], [14, 18, 0, 30], [11.5, 9, 10, 0]])
     separable = stats.fit_bradley_terry(np.array([[0.0, 50.0], [0.0, 0.0]]))

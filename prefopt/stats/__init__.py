@@ -27,7 +27,7 @@ from prefopt.stats.frontier import (
     reward_at_matched_kl,
 )
 from prefopt.stats.judging import BothOrders, attenuated, both_orders, unattenuated
-from prefopt.stats.lengths import AlpacaEvalLC, LengthControlled, alpacaeval_lc, length_controlled
+from prefopt.stats.lengths import AlpacaEvalLC, GamedRows, LengthControlled, alpacaeval_lc, length_controlled
 from prefopt.stats.pairs import (
     Displacement,
     Margins,
@@ -52,6 +52,7 @@ __all__ = [
     "Components",
     "Displacement",
     "Estimate",
+    "GamedRows",
     "KlEstimate",
     "LengthControlled",
     "Margins",

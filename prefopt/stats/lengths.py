@@ -13,6 +13,7 @@ Source: the idea, tanh and the counterfactual are AlpacaEval 2's (Dubois et al. 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -210,33 +211,43 @@ class AlpacaEvalLC:
     win_rate: float
 
 
+class GamedRows(NamedTuple):
+    """Rows of two baselines that were told to be brief and to be wordy: G known effects of length.
+
+    Attributes:
+        preference: (G,) as that of a model's rows.
+        tanh: (G,) their tanh term.
+        difficulty: (G,) AlpacaEval's difficulty of their instructions.
+        weight: Of one such row against a model's row.
+    """
+
+    preference: ArrayLike
+    tanh: ArrayLike
+    difficulty: ArrayLike
+    weight: float = 0.1
+
+
 def alpacaeval_lc(
     preference: ArrayLike,
     baseline_length: ArrayLike,
     model_length: ArrayLike,
     difficulty: ArrayLike,
     *,
-    gamed_preference: ArrayLike,
-    gamed_tanh: ArrayLike,
-    gamed_difficulty: ArrayLike,
-    gamed_weight: float = 0.1,
+    gamed: GamedRows,
     inverse_penalty: float = 4.93,
 ) -> AlpacaEvalLC:
     """AlpacaEval 2's length-controlled win rate, from its annotations, for comparison with its leaderboard.
 
     logit P(model wins) = theta * 1[row is the model's] + phi * tanh(d / sd(d)) + psi * difficulty, without an
-    intercept, where d is the baseline's length minus the model's in characters; soft labels; L1 penalty. Rows of two
-    baselines told to be brief and to be wordy ("gamed") enter with small weight and hold phi in place.
+    intercept, where d is the baseline's length minus the model's in characters; soft labels; L1 penalty. The gamed
+    rows enter with small weight and hold phi in place.
 
     Args:
         preference: (N,) probability that the model wins, 0 to 1.
         baseline_length: (N,) characters.
         model_length: (N,) characters.
         difficulty: (N,) AlpacaEval's difficulty of each instruction.
-        gamed_preference: (G,) as ``preference``, of the gamed rows.
-        gamed_tanh: (G,) their tanh term.
-        gamed_difficulty: (G,) their difficulty.
-        gamed_weight: Weight of a gamed row against a model's row.
+        gamed: Rows in which length alone differs.
         inverse_penalty: Weight of the log-likelihood against the L1 norm. Upstream picks one of ten values for each
             model by cross-validation, nearly always 2.78 or 21.5, whose scores differ in the sixth decimal and whose
             figures differ by 0.05 to 0.1 point. The default lies halfway, within 0.05 point of either.
@@ -247,17 +258,17 @@ def alpacaeval_lc(
     delta = np.asarray(baseline_length, dtype=np.float64) - np.asarray(model_length, dtype=np.float64)
     spread = delta.std(ddof=1)
     tanh = np.tanh(delta / spread) if spread > 0 else np.zeros(len(delta))
-    difficulty, n, extra = np.asarray(difficulty, dtype=np.float64), len(delta), np.asarray(gamed_tanh)
+    difficulty, n, extra = np.asarray(difficulty, dtype=np.float64), len(delta), np.asarray(gamed.tanh)
     x = np.stack(
         [
             np.concatenate([np.ones(n), np.zeros(len(extra))]),
             np.concatenate([tanh, extra]),
-            np.concatenate([difficulty, np.asarray(gamed_difficulty, dtype=np.float64)]),
+            np.concatenate([difficulty, np.asarray(gamed.difficulty, dtype=np.float64)]),
         ],
         axis=1,
     )
-    y = np.concatenate([np.asarray(preference, dtype=np.float64), np.asarray(gamed_preference, dtype=np.float64)])
-    weight = inverse_penalty * np.concatenate([np.ones(n), np.full(len(extra), gamed_weight)])
+    y = np.concatenate([np.asarray(preference, dtype=np.float64), np.asarray(gamed.preference, dtype=np.float64)])
+    weight = inverse_penalty * np.concatenate([np.ones(n), np.full(len(extra), gamed.weight)])
 
     def objective(halves: Array) -> tuple[float, Array]:
         z = x @ (halves[:3] - halves[3:])
@@ -266,7 +277,7 @@ def alpacaeval_lc(
         return float(value), np.concatenate([gradient + 1, 1 - gradient])
 
     # Positive and negative parts apart: the L1 norm is then linear, and the problem smooth with bounds.
-    found = optimize.minimize(
+    optimum = optimize.minimize(
         objective,
         np.zeros(6),
         jac=True,
@@ -274,5 +285,5 @@ def alpacaeval_lc(
         bounds=[(0, None)] * 6,
         options={"ftol": 1e-14, "gtol": 1e-7, "maxiter": 2000},
     )
-    theta, phi, psi = (float(v) for v in found.x[:3] - found.x[3:])
+    theta, phi, psi = (float(v) for v in optimum.x[:3] - optimum.x[3:])
     return AlpacaEvalLC(theta, phi, psi, float(special.expit(theta + psi * difficulty).mean()))

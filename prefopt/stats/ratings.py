@@ -24,7 +24,7 @@ ALPHA = 0.01
 
 @dataclass(frozen=True)
 class Ratings:
-    """Ratings of K items, in Elo points relative to the anchor (which has ``base``), in the order given.
+    """Ratings of K items, in Elo points above the anchor, whose rating is 0, in the order given.
 
     Attributes:
         names: The items.
@@ -77,7 +77,6 @@ def bradley_terry(
     names: tuple[str, ...],
     *,
     anchor: str,
-    base: float = 1000.0,
     confidence: float = 0.95,
     resamples: int = 300,
     seed: int = 0,
@@ -89,8 +88,7 @@ def bradley_terry(
         a: (P,) index into ``names``.
         b: (P,) index into ``names``.
         names: The K items.
-        anchor: The item whose rating is fixed at ``base``.
-        base: That rating, in Elo points.
+        anchor: The item whose rating is 0.
         confidence: Coverage of the intervals.
         resamples: Refits for each of the three bootstraps (seeds, prompts, cells; shared by all pairs).
         seed: Of the bootstrap.
@@ -129,7 +127,7 @@ def bradley_terry(
     half, sure = half + half.T, sure + sure.T
     lead = theta[:, None] - theta[None, :]
     zero = names.index(anchor)
-    value = base + ELO_PER_LOGIT * lead[:, zero]
+    value = ELO_PER_LOGIT * lead[:, zero]
     reach = ELO_PER_LOGIT * half[:, zero]
     met = wins + wins.T
     observed = np.divide(wins, met, out=np.full((k, k), np.nan), where=met > 0)

@@ -69,10 +69,12 @@ class AlpacaEval2:
             rows["len_1"],
             rows["len_2"],
             difficulty,
-            gamed_preference=self.gamed["preference01_surrogate"],
-            gamed_tanh=self.gamed["tanh_std_delta_len"],
-            gamed_difficulty=self.gamed["instruction_difficulty"],
-            gamed_weight=gamed_weight,
+            gamed=stats.GamedRows(
+                self.gamed["preference01_surrogate"],
+                self.gamed["tanh_std_delta_len"],
+                self.gamed["instruction_difficulty"],
+                gamed_weight,
+            ),
         )
 
 
