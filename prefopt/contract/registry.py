@@ -80,10 +80,10 @@ def loss_class(name: str) -> type[Loss]:
     Raises:
         UsageError: If nothing is; the message suggests the nearest name.
     """
-    found = _REGISTRY.get(_ALIASES.get(name, name))
-    if found is None:
+    cls = _REGISTRY.get(_ALIASES.get(name, name))
+    if cls is None:
         raise UsageError(f"unknown loss {name!r}{did_you_mean(name, [*loss_names(), *_ALIASES])}")
-    return found
+    return cls
 
 
 def make_loss(spec: str | Mapping[str, Any], /, **hyperparameters: Any) -> Loss:

@@ -273,8 +273,8 @@ class SamPO(Loss):
             # Padding sorts last, so the first places are a uniform draw among the response's tokens.
             order = _given(tokens, "uniform").masked_fill(~tokens.mask, 2.0).argsort(dim=-1, stable=True)
             first = torch.arange(order.shape[-1], device=order.device) < shared[:, None]
-            drawn = torch.zeros_like(tokens.mask).scatter(-1, order, first)
-            return self.beta * _log_ratio(tokens, drawn)
+            sampled = torch.zeros_like(tokens.mask).scatter(-1, order, first)
+            return self.beta * _log_ratio(tokens, sampled)
 
         return ChosenRejected(reward(chosen), reward(rejected))
 

@@ -167,8 +167,10 @@ class AdapterBank:
             self.peft: Any = get_peft_model(base, config, low_cpu_mem_usage=True)
         except ValueError as problem:
             raise UsageError(f"lora.targets = {targets!r} does not fit this model: {problem}") from None
-        found = self.peft.peft_config["default"]
-        found.target_modules = sorted(found.target_modules)  # a set, which each process would write in another order
+        settings = self.peft.peft_config["default"]
+        settings.target_modules = sorted(
+            settings.target_modules
+        )  # a set, which each process would write in another order
         self.scale = alpha / rank
         self.sites: list[Site] = []
         end = 0

@@ -20,8 +20,8 @@ def _find_varlen() -> Callable[..., Tensor] | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    found: Any = varlen_attn
-    known = inspect.signature(found).parameters
+    varlen: Any = varlen_attn
+    known = inspect.signature(varlen).parameters
     if not {"scale", "window_size"} <= known.keys():
         return None
     grouped = (
@@ -29,7 +29,7 @@ def _find_varlen() -> Callable[..., Tensor] | None:
     )  # earlier versions allow fewer key heads without being told
 
     def attend(*args: Any, scale: float) -> Tensor:
-        out: Tensor = found(*args, scale=scale, window_size=(-1, 0), **grouped)
+        out: Tensor = varlen(*args, scale=scale, window_size=(-1, 0), **grouped)
         return out
 
     return attend

@@ -32,12 +32,12 @@ def check_folder(name: str, folder: Path) -> None:
         raise MachineError(f"model {name}: has no weights as .safetensors{only}; convert it to safetensors first")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        asked = config.get("attn_implementation") or config.get("_attn_implementation")
+        attention = config.get("attn_implementation") or config.get("_attn_implementation")
     except (OSError, ValueError, AttributeError, RecursionError) as problem:
         raise MachineError(f"model {name}: config.json cannot be read: {first_line(problem)}") from None
-    if asked is not None and asked not in ATTENTIONS:
+    if attention is not None and attention not in ATTENTIONS:
         raise MachineError(
-            f"model {name}: config.json asks for attention {str(asked)[:80]!r}, and native code is not fetched; "
+            f"model {name}: config.json asks for attention {str(attention)[:80]!r}, and native code is not fetched; "
             f"known: {', '.join(ATTENTIONS)}"
         )
 

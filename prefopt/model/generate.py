@@ -242,15 +242,15 @@ def sample(
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     out: list[list[Sample]] = [[] for _ in range(copies)]
     for start in range(0, len(order), per_batch):
-        some = order[start : start + per_batch]
+        batch = order[start : start + per_batch]
         with model.off() if adapters is None else model.use(adapters):
-            derived = [[derive_seed(seed, "sampling", ids[i], s) | 1] for i in some for s in range(samples)]
+            derived = [[derive_seed(seed, "sampling", ids[i], s) | 1] for i in batch for s in range(samples)]
             keys = torch.tensor(derived, device=base.device)
-            tokens = _decode(base, [prompts[i] for i in some], keys, copies, samples, max_new_tokens, temperature)
+            tokens = _decode(base, [prompts[i] for i in batch], keys, copies, samples, max_new_tokens, temperature)
         for copy in range(copies):
             for slot, row in enumerate(tokens[copy]):
                 end = row.index(base.eos) + 1 if base.eos in row else len(row)
-                where = some[slot // samples], slot % samples
+                where = batch[slot // samples], slot % samples
                 out[copy].append(Sample(*where, tuple(row[:end]), base.eos in row))
     return [sorted(rows, key=lambda s: (s.prompt, s.number)) for rows in out]
 

@@ -276,10 +276,10 @@ def pack(rows: Sequence[Row], *, device: torch.device | str = "cpu", copies: int
 
 def _sequences(rows: Sequence[Row], device: torch.device | str, copies: int) -> Sequences:
     lengths = [(len(row.prompt), [len(response) for response in row.responses]) for row in rows]
-    made = causal_sequences(lengths, copies=copies)
-    values = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
+    sequences = causal_sequences(lengths, copies=copies)
+    values = {field.name: getattr(sequences, field.name) for field in dataclasses.fields(sequences)}
     moved: dict[str, Any] = {k: to_device(v, device) for k, v in values.items() if isinstance(v, Tensor)}
-    return dataclasses.replace(made, **moved)
+    return dataclasses.replace(sequences, **moved)
 
 
 def _parts(rows: Sequence[Row], width: int) -> Tensor:

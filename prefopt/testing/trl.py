@@ -79,7 +79,7 @@ def _accelerator() -> Any:
 
 
 def _bare(trainer: type, **attributes: Any) -> Any:
-    made: Any = object.__new__(trainer)
+    bare: Any = object.__new__(trainer)
     common = {
         "accelerator": _accelerator(),
         "aux_loss_enabled": False,
@@ -88,11 +88,11 @@ def _bare(trainer: type, **attributes: Any) -> Any:
         "_tp_size": 1,
     }
     for name, value in (common | attributes).items():
-        setattr(made, name, value)
-    return made
+        setattr(bare, name, value)
+    return bare
 
 
-def _asked(config: type, options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+def _options_of(config: type, options: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """The options of those names, each with the config's default where it is not given."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     return {name: options.get(name, defaults[name]) for name in names}
@@ -134,8 +134,8 @@ def dpo_trainer(given: Responses, loss_type: str | list[str] = "sigmoid", **opti
         precompute_ref_logps=False,
         loss_types=types,
         loss_weights=options.get("loss_weights", [1.0] * len(types)),
-        args=SimpleNamespace(**_asked(DPOConfig, options, "discopop_tau"), gradient_checkpointing_kwargs=None),
-        **_asked(
+        args=SimpleNamespace(**_options_of(DPOConfig, options, "discopop_tau"), gradient_checkpointing_kwargs=None),
+        **_options_of(
             DPOConfig,
             options,
             "beta",
@@ -170,7 +170,7 @@ def kto_trainer(given: Responses, micro_batches: int = 1, **options: Any) -> Ten
         calculate_KL=True,
         precompute_ref_logps=False,
         _tokenizer=_Words(given.pairs),
-        **_asked(KTOConfig, options, "beta", "desirable_weight", "undesirable_weight"),
+        **_options_of(KTOConfig, options, "beta", "desirable_weight", "undesirable_weight"),
     )
     rows = _prepared_for_kto(trainer, given)
     collate = DataCollatorForUnpairedPreference(pad_token_id=_Words.END)
@@ -262,7 +262,7 @@ def cpo_trainer(given: Responses, loss_type: str = "sigmoid", **options: Any) ->
         is_encoder_decoder=False,
         pad_token_id=1,
         loss_type=loss_type,
-        **_asked(CPOConfig, options, "beta", "label_smoothing", "simpo_gamma", "cpo_alpha", "alpha"),
+        **_options_of(CPOConfig, options, "beta", "label_smoothing", "simpo_gamma", "cpo_alpha", "alpha"),
     )
     loss: Tensor = trainer.get_batch_loss_metrics(model, _concatenated_batch(given))[0]
     return loss
@@ -273,7 +273,7 @@ def orpo_trainer(given: Responses, **options: Any) -> Tensor:
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
     model = _Model(lambda *_, **__: SimpleNamespace(logits=_two_word_logits(given)))
-    beta = _asked(ORPOConfig, options, "beta")
+    beta = _options_of(ORPOConfig, options, "beta")
     trainer = _bare(ORPOTrainer, is_encoder_decoder=False, padding_value=1, pad_token_id=1, **beta)
     loss: Tensor = trainer.get_batch_loss_metrics(model, _concatenated_batch(given))[0]
     return loss

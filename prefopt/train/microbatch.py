@@ -146,8 +146,8 @@ def _fixed_tokens(
     sides = []
     for side in (0, 1):
         grid = _grid(ref_logps, rows, side)  # (B, T)
-        drawn = noise[side]
-        uniform = None if drawn is None else to_device(drawn, grid.device)
+        side_noise = noise[side]
+        uniform = None if side_noise is None else to_device(side_noise, grid.device)
         sides.append(TokenStats(_mask(lengths[side], grid.shape[1]), ref_logps=grid, uniform=uniform))
     return sides[0], sides[1]
 
