@@ -4,7 +4,7 @@ PEFT decides which layers are adapted and how an adapter is stored. The numbers 
 tensor (K, P), a row for each adapter, so that an adapter is cloned, hashed, clipped, stepped and saved as one vector,
 and several adapters run stacked in one pass.
 
-Shapes: K adapters, P parameters of one, k active ones, T tokens each, r rank.
+Shapes: K adapters, P parameters of one, k active ones, T tokens each, r rank, in and out features of a layer.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ class _LoraLinear(torch.autograd.Function):
     ) -> Tensor:
         a, b, scale = active.a, active.b, active.scale
         k = a.shape[0]
-        flat = x.reshape(-1, x.shape[-1])
+        flat = x.reshape(-1, x.shape[-1])  # (k*T, in): one adapter's tokens after the other's
         if weight is None:
-            y = flat.new_zeros(flat.shape[0], b.shape[1])
+            y = flat.new_zeros(flat.shape[0], b.shape[1])  # (k*T, out)
         else:
             y = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
         if k == 1:
-            u = flat @ a[0].t()
+            u = flat @ a[0].t()  # (T, r)
             y.addmm_(u, b[0].t(), alpha=scale)
         else:
-            u = torch.bmm(flat.view(k, -1, flat.shape[-1]), a.mT)
+            u = torch.bmm(flat.view(k, -1, flat.shape[-1]), a.mT)  # (k, T, r)
             y.view(k, -1, y.shape[-1]).baddbmm_(u, b.mT, alpha=scale)
         ctx.save_for_backward(flat, weight, a, b, u)
         ctx.active, ctx.shape = active, x.shape
@@ -74,21 +74,21 @@ class _LoraLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, a, b, u = ctx.saved_tensors
         k, scale = a.shape[0], ctx.active.scale
-        g = grad.reshape(-1, grad.shape[-1])
+        g = grad.reshape(-1, grad.shape[-1])  # (k*T, out)
         if k == 1:
-            gb = g @ b[0]
-            da, db = gb.t() @ x, g.t() @ u
+            gb = g @ b[0]  # (T, r)
+            da, db = gb.t() @ x, g.t() @ u  # (r, in), (out, r)
         else:
-            gk = g.view(k, -1, g.shape[-1])
-            gb = torch.bmm(gk, b)
-            da, db = torch.bmm(gb.mT, x.view(k, -1, x.shape[-1])), torch.bmm(gk.mT, u)
+            gk = g.view(k, -1, g.shape[-1])  # (k, T, out)
+            gb = torch.bmm(gk, b)  # (k, T, r)
+            da, db = torch.bmm(gb.mT, x.view(k, -1, x.shape[-1])), torch.bmm(gk.mT, u)  # (k, r, in), (k, out, r)
         if ctx.active.gradients is not None:
             a_sum, b_sum = ctx.active.gradients
             a_sum.add_(da, alpha=scale)
             b_sum.add_(db, alpha=scale)
         dx = None
-        if ctx.needs_input_grad[0]:
-            through_base = x.new_zeros(()) if weight is None else g @ weight
+        if ctx.needs_input_grad[0]:  # not in the first layers: nothing below them is trained
+            through_base = x.new_zeros(()) if weight is None else g @ weight  # (k*T, in)
             if k == 1:
                 dx = torch.addmm(through_base, gb, a[0], alpha=scale)
             else:
@@ -105,7 +105,7 @@ def _forward(layer: LoraLayer, bank: AdapterBank, site: int, x: Tensor, *args: A
         out: Tensor = base(x, *args, **kwargs)
         return out
     active = bank.active[site]
-    plain = type(base) is nn.Linear
+    plain = type(base) is nn.Linear  # others, such as quantized layers, multiply by kernels of their own
     weight, bias = (base.weight, base.bias) if plain else (None, None)
     y: Tensor = _LoraLinear.apply(x, active.anchor, weight, bias, active)  # type: ignore[no-untyped-call]
     if not plain:
@@ -164,6 +164,7 @@ class AdapterBank:
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
         )
         try:
+            # Its own matrices stay without storage (on the meta device): the numbers are in self.params.
             self.peft: Any = get_peft_model(base, config, low_cpu_mem_usage=True)
         except ValueError as problem:
             raise UsageError(f"lora.targets = {targets!r} does not fit this model: {problem}") from None
@@ -198,7 +199,7 @@ class AdapterBank:
     def initialise(self, index: int, seed: int) -> None:
         """Draw adapter ``index`` as PEFT does: A uniform in +-1/sqrt(in), B zero; on the CPU, from ``seed`` alone."""
         source = generator(seed, "adapter")
-        row = torch.zeros(1, self.params.shape[1])
+        row = torch.zeros(1, self.params.shape[1])  # (1, P)
         for (a, _), site in zip(self.views(row), self.sites, strict=True):
             a.uniform_(-(site.n_in**-0.5), site.n_in**-0.5, generator=source)
         self.params[index] = row[0].to(self.params.device)
@@ -206,6 +207,7 @@ class AdapterBank:
     @contextmanager
     def train(self, slots: slice) -> Iterator[None]:
         """Run the model with the adapters of ``slots`` stacked; their gradients go to ``grads``."""
+        # Autograd calls backward only below something that wants a gradient, and x wants none in the first layers.
         anchor = torch.zeros(0, device=self.params.device, requires_grad=True)
         sums = self.views(self.grads[slots])
         with self._activate(
@@ -266,7 +268,7 @@ class AdapterBank:
             for (a, b), site in zip(self.views(self.params[index : index + 1]), self.sites, strict=True):
                 layer = layers[site.name]
                 weight = layer.base_layer.weight
-                delta = (b[0] @ a[0]) * self.scale
+                delta = (b[0] @ a[0]) * self.scale  # (out, in)
                 delta = delta.t() if getattr(layer, "fan_in_fan_out", False) else delta
                 weight.copy_((weight.float() + delta).to(weight.dtype))
 

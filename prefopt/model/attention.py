@@ -24,9 +24,8 @@ def _find_varlen() -> Callable[..., Tensor] | None:
     known = inspect.signature(varlen).parameters
     if not {"scale", "window_size"} <= known.keys():
         return None
-    grouped = (
-        {"enable_gqa": True} if "enable_gqa" in known else {}
-    )  # earlier versions allow fewer key heads without being told
+    # Earlier versions allow fewer key heads without being told.
+    grouped = {"enable_gqa": True} if "enable_gqa" in known else {}
 
     def attend(*args: Any, scale: float) -> Tensor:
         out: Tensor = varlen(*args, scale=scale, window_size=(-1, 0), **grouped)
@@ -46,12 +45,13 @@ class _GatherKeys(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, sequences: Sequences) -> Tensor:
         ctx.sequences = sequences
-        return x.index_select(0, sequences.keys)
+        return x.index_select(0, sequences.keys)  # (M, H', D) from (T, H', D)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         s: Sequences = ctx.sequences
-        first = grad.index_select(0, s.first)
+        # Every token has one first key; only the prompts' repeated keys, which are few, need the slower sum.
+        first = grad.index_select(0, s.first)  # (T, H', D)
         return first.index_add_(0, s.repeated, grad.index_select(0, s.repeats)), None
 
 
@@ -117,7 +117,7 @@ def causal_sequences(lengths: Sequence[tuple[int, Sequence[int]]], *, copies: in
     for prompt_size, responses in lengths:
         prompt, start = range(token, token + prompt_size), token
         token = prompt.stop
-        for which, size in enumerate(responses or (0,)):
+        for which, size in enumerate(responses or (0,)):  # a prompt without responses is a sequence by itself
             own = range(token, token + size)
             token = own.stop
             at = len(keys)
@@ -125,7 +125,7 @@ def causal_sequences(lengths: Sequence[tuple[int, Sequence[int]]], *, copies: in
             keys.extend(own)
             key_sizes.append(len(prompt) + len(own))
             query_sizes.append(len(own) if which else own.stop - start)
-            if which:
+            if which:  # the prompt's keys came before, with the row's first response
                 repeats.extend(range(at, at + len(prompt)))
             first.extend(range(at + len(prompt) if which else at, len(keys)))
     n_keys = len(keys)

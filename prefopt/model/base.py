@@ -1,6 +1,7 @@
 """The frozen base model: where it comes from, in which type, and how its rows are run.
 
-Converted and fine-tuned weights are kept below ``cache_dir()``, keyed by what they were made from.
+Shapes: T tokens of a batch of rows, K stacked adapters, N rows, S tokens of the longest, R scored tokens, d hidden
+size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -89,13 +90,13 @@ class Base:
         """(K*T, V) logits by the model's own attention, from rows of one response each, padded on the right."""
 
         def spread(values: Tensor) -> Tensor:
-            out = values.new_zeros(rows.rows * rows.width)
+            out = values.new_zeros(rows.rows * rows.width)  # (K*N*S,)
             return out.index_copy_(0, rows.grid, values).view(rows.rows, rows.width)
 
         seen = spread(torch.ones_like(rows.input_ids))
         ids, positions = spread(rows.input_ids), spread(rows.position_ids)
         out: Tensor = self.model(input_ids=ids, attention_mask=seen, position_ids=positions, use_cache=False).logits
-        return out.flatten(0, 1)[rows.grid]
+        return out.flatten(0, 1)[rows.grid]  # (K*N*S, V) without the places of padding
 
 
 def load_base(name: str, *, dtype: str = "auto", quantization: str = "none", device: torch.device) -> Base:
@@ -159,8 +160,8 @@ def choose_path(base: Base) -> Base:
         shared = [Row(draw[i][: 3 + i], (draw[i + 2][:5], draw[i + 4][:7])) for i in range(2)]
         plain = [Row(row.prompt, (response,)) for row in shared for response in row.responses]
         with torch.no_grad():
-            wanted = base.padded_logits(padded := pack(plain, device=base.device))[padded.predictors].float()
-            wanted = wanted.log_softmax(-1).gather(1, padded.targets[:, None])
+            wanted = base.padded_logits(padded := pack(plain, device=base.device))[padded.predictors].float()  # (R, V)
+            wanted = wanted.log_softmax(-1).gather(1, padded.targets[:, None])  # (R, 1)
             if not wanted.isfinite().all():
                 kind = str(base.dtype).removeprefix("torch.")
                 raise MachineError(f"model {base.name}: its log-probabilities in {kind} are not finite; give another")

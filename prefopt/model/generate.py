@@ -3,7 +3,8 @@
 The noise behind a token is a function of (seed, prompt, sample, position) alone: not of batch-mates, not of the
 adapter. Two policies that agree give the same text, and two that differ are compared with as little noise as can be.
 
-Shapes: K adapters, n slots (prompt x sample), N = K * n rows, V vocabulary, P tokens of the longest prompt.
+Shapes: K adapters, n slots (prompt x sample), N = K * n rows, V vocabulary, P tokens of the longest prompt,
+H heads, H' key heads, D head size, d hidden size.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ class _Cache:
         self.rows, self.width, self.capacity = rows, width, width + room
         self.longest = self.capacity
         self.step = 0
+        # (N, P + room): prompts are padded on the right, new tokens follow the longest of them.
         self.visible = torch.arange(self.capacity, device=prompt_lengths.device) < prompt_lengths[:, None]
         self.visible[:, width:] = True
         self.keys: dict[int, Tensor] = {}
@@ -100,13 +102,14 @@ class _Cache:
         if self.prompts is not None:
             return self._prefill(self.prompts, layer, query, key, value, scaling)
         at = self.width + self.step
-        keys, values = self.keys[layer], self.values[layer]
+        keys, values = self.keys[layer], self.values[layer]  # (N, H', P + room, D) each
         keys[:, :, at] = key
         values[:, :, at] = value
-        groups = query.view(self.rows, keys.shape[1], -1, query.shape[-1])  # heads that share a key are one block
-        mask = self.visible[:, None, None, : at + 1]
+        # (N, H', H / H', D): heads that share a key are the queries of one attention.
+        groups = query.view(self.rows, keys.shape[1], -1, query.shape[-1])
+        mask = self.visible[:, None, None, : at + 1]  # (N, 1, 1, tokens so far)
         out = F.scaled_dot_product_attention(groups, keys[:, :, : at + 1], values[:, :, : at + 1], mask, scale=scaling)
-        return out.reshape(self.rows, -1, query.shape[-1])
+        return out.reshape(self.rows, -1, query.shape[-1])  # (N, H, D)
 
     def _prefill(
         self, prompts: PackedRows, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
@@ -146,9 +149,9 @@ class _PackedDecoder:
         self.cache = _Cache(rows.rows, lengths, rows.width, room)
         self.cache.prompts = rows
         with use_layout(self.cache):
-            hidden = self.base.hidden(rows)[lengths.cumsum(0) - 1]
+            hidden = self.base.hidden(rows)[lengths.cumsum(0) - 1]  # (K * prompts, d): of each prompt's last token
         self.cache.repeat(samples)
-        self.hidden = hidden.repeat_interleave(samples, 0)
+        self.hidden = hidden.repeat_interleave(samples, 0)  # (N, d)
         self.positions = lengths.repeat_interleave(samples)
 
     def advance(self, tokens: Tensor) -> None:
@@ -245,7 +248,7 @@ def sample(
         batch = order[start : start + per_batch]
         with model.off() if adapters is None else model.use(adapters):
             derived = [[derive_seed(seed, "sampling", ids[i], s) | 1] for i in batch for s in range(samples)]
-            keys = torch.tensor(derived, device=base.device)
+            keys = torch.tensor(derived, device=base.device)  # (n, 1), odd
             tokens = _decode(base, [prompts[i] for i in batch], keys, copies, samples, max_new_tokens, temperature)
         for copy in range(copies):
             for slot, row in enumerate(tokens[copy]):
@@ -273,7 +276,7 @@ def _decode(
     done = torch.zeros(copies, len(slots), dtype=torch.bool, device=device)
     for step in range(room):
         tokens = _draw(decoder, keys, step, copies, temperature, base)
-        tokens = torch.where(done[:, slots], base.eos, tokens)
+        tokens = torch.where(done[:, slots], base.eos, tokens)  # (K, n)
         out[:, slots, step] = tokens
         done[:, slots] |= tokens == base.eos
         if step + 1 == room:
@@ -284,6 +287,7 @@ def _decode(
                 break
             if not bool(open_slots.all()):
                 columns = open_slots.nonzero().squeeze(1)
+                # A slot stays or goes for all adapters, so that the batch keeps its shape (K, n).
                 rows = (torch.arange(copies, device=device)[:, None] * len(slots) + columns).flatten()
                 decoder.keep(rows)
                 keys, slots, tokens = keys[columns], slots[columns], tokens[:, columns]
@@ -293,15 +297,19 @@ def _decode(
 
 
 def _draw(decoder: _Decoder, keys: Tensor, position: int, copies: int, temperature: float, base: Base) -> Tensor:
-    """(copies, n) next tokens: the largest of logits minus temperature times log of exponential noise."""
+    """(K, n) next tokens: the largest of logits minus temperature times the logarithm of exponential noise.
+
+    Minus the logarithm of exponential noise is Gumbel noise, so this draws from softmax(logits / temperature)
+    (arXiv:1411.0030, section 2). All adapters of a slot share the noise.
+    """
     n, vocabulary = len(keys), base.head.shape[0]
     counters = torch.arange(position * vocabulary, (position + 1) * vocabulary, device=base.device)
     out = torch.empty(copies, n, dtype=torch.int64, device=base.device)
     offsets = torch.arange(copies, device=base.device)[:, None] * n
     for part in chunks(n, vocabulary * copies):
         columns = torch.arange(part.start, part.stop, device=base.device)
-        logits = decoder.logits((offsets + columns).flatten()).view(copies, len(columns), vocabulary)
+        logits = decoder.logits((offsets + columns).flatten()).view(copies, len(columns), vocabulary)  # (K, C, V)
         for tile in tiles(logits):
-            noise = exponential(keys[part][tile], counters).log_()
+            noise = exponential(keys[part][tile], counters).log_()  # (c, V)
             out[:, part][:, tile] = logits[:, tile].float().sub_(noise, alpha=temperature).argmax(-1)
     return out

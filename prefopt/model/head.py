@@ -1,6 +1,6 @@
 """Log-probabilities of given tokens under a frozen language-model head, without a full matrix of logits.
 
-Shapes: R scored tokens, d hidden size, V vocabulary, C tokens of a chunk.
+Shapes: R scored tokens, d hidden size, V vocabulary, C tokens of a chunk, c tokens of a tile.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ class _TokenLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        out = torch.empty(hidden.shape[0], device=hidden.device)
-        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        out = torch.empty(hidden.shape[0], device=hidden.device)  # (R,)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None  # (R, d)
         for part in chunks(hidden.shape[0], weight.shape[0]):
-            rounded = hidden[part] @ weight.t()
-            total, logps = torch.empty(2, rounded.shape[0], 1, device=hidden.device)
+            rounded = hidden[part] @ weight.t()  # (C, V) logits, in the head's type
+            total, logps = torch.empty(2, rounded.shape[0], 1, device=hidden.device)  # (C, 1) each
             for tile in tiles(rounded):
-                top = rounded[tile].amax(1, keepdim=True).float()
-                logits = rounded[tile].float()
-                picked = logits.gather(1, targets[part][tile].unsqueeze(1))
-                exp = logits.sub_(top).exp_()
+                top = rounded[tile].amax(1, keepdim=True).float()  # (c, 1); subtracted, so that exp cannot overflow
+                logits = rounded[tile].float()  # (c, V)
+                picked = logits.gather(1, targets[part][tile].unsqueeze(1))  # (c, 1)
+                exp = logits.sub_(top).exp_()  # in the memory of the logits, which are not needed again
                 torch.sum(exp, 1, keepdim=True, out=total[tile])
                 logps[tile] = picked - top - total[tile].log()
                 if gradient is not None:
-                    rounded[tile] = exp
+                    rounded[tile] = exp  # softmax but for its total, in place of the chunk's logits
             out[part] = logps.squeeze(1)
             if gradient is not None:
-                mean = (rounded @ weight).float().div_(total)
+                mean = (rounded @ weight).float().div_(total)  # (C, d): the head's rows, averaged under softmax
                 gradient[part] = weight[targets[part]] - mean.to(weight.dtype)
         if gradient is not None:
             ctx.save_for_backward(gradient)

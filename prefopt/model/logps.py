@@ -1,6 +1,6 @@
-"""Rows to response log-probabilities, and the reference's, computed once and kept on disk.
+"""From rows to the log-probabilities of their responses.
 
-Shapes: B pairs, K stacked adapters, T response tokens of the longest response, R scored tokens.
+Shapes: T tokens of a batch of rows, R of them scored, K stacked adapters, d hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ def pair_rows(pairs: Sequence[TokenPair], *, shared: bool) -> list[Row]:
 def scored_logps(base: Base, rows: PackedRows) -> Tensor:
     """(K*R,) float32 log-probability in nats of each scored token; call inside ``use_layout(rows)``."""
     if base.packed:
-        return token_logps(base.hidden(rows).index_select(0, rows.predictors), base.head, rows.targets)
-    logits = base.padded_logits(rows)[rows.predictors]
+        hidden = base.hidden(rows).index_select(0, rows.predictors)  # (K*R, d): other tokens need no logits
+        return token_logps(hidden, base.head, rows.targets)
+    logits = base.padded_logits(rows)[rows.predictors]  # (K*R, V)
     return logits.float().log_softmax(-1).gather(1, rows.targets.unsqueeze(1)).squeeze(1)
 
 
@@ -50,7 +51,7 @@ def batches_of_rows(rows: Sequence[Row], budget: int = ROW_TOKENS) -> Iterator[l
     order = sorted(range(len(rows)), key=lambda i: (_tokens(rows[i]), i))
     batch: list[int] = []
     for index in order:
-        if batch and (len(batch) + 1) * _tokens(rows[index]) > budget:
+        if batch and (len(batch) + 1) * _tokens(rows[index]) > budget:  # by the longest: the grid is padded to it
             yield batch
             batch = []
         batch.append(index)
@@ -65,7 +66,7 @@ def _tokens(row: Row) -> int:
 @torch.no_grad()
 def score_rows(base: Base, rows: Sequence[Row]) -> np.ndarray:
     """(responses,) float32 log-probabilities in nats, in the rows' order, under the active adapter or the base."""
-    first = np.cumsum([0] + [len(row.responses) for row in rows])
+    first = np.cumsum([0] + [len(row.responses) for row in rows])  # where each row's responses begin in the answer
     out = np.empty(first[-1], dtype=np.float32)
     for batch in batches_of_rows(rows):
         packed = pack([rows[i] for i in batch], device=base.device)

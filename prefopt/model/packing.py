@@ -5,7 +5,7 @@ computed inside each row only. A pair takes one row ``[prompt | chosen | rejecte
 prompt and neither sees the other, so the prompt is computed once.
 
 Shapes: T tokens of the batch, N rows, S tokens of the longest row, R scored tokens, K copies of the batch (one for
-each adapter of a stack), H heads, D head size.
+each adapter of a stack), H heads, H' key heads, D head size.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _packed_attention(
         raise UnsupportedAttention(f"a sliding window of {window} tokens, shorter than a row")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer = int(getattr(module, "layer_idx", 0) or 0)
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, H, D), and H' heads of keys and values
     out = _layout.attend(layer, q, k, v, scaling)
     return out.unsqueeze(0), None
 
@@ -121,15 +121,15 @@ class _ShortAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scaling: float) -> Tensor:
-        p = torch.softmax(torch.matmul(q * scaling, k.mT).add_(bias), -1)
+        p = torch.softmax(torch.matmul(q * scaling, k.mT).add_(bias), -1)  # (N, H, S, S)
         ctx.save_for_backward(q, k, v, p)
         ctx.scaling = scaling
-        return torch.matmul(p, v)
+        return torch.matmul(p, v)  # (N, H, S, D)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, p = ctx.saved_tensors
-        ds = torch.ops.aten._softmax_backward_data(torch.matmul(grad, v.mT), p, -1, p.dtype)
+        ds = torch.ops.aten._softmax_backward_data(torch.matmul(grad, v.mT), p, -1, p.dtype)  # (N, H, S, S)
         dq, dk = torch.matmul(ds, k).mul_(ctx.scaling), torch.matmul(ds.mT, q).mul_(ctx.scaling)
         return dq, dk, torch.matmul(p.mT, grad), None, None
 
@@ -189,14 +189,14 @@ class PackedRows:
         """Attention inside each row, by flash attention where that can be, else over the padded grid."""
         if self.sequences is not None and can_flash(query):
             return self.sequences.attend(query, key, value, scaling)
-        q, k, v = (self.to_grid(x) for x in (query, key, value))
-        if k.shape[1] != q.shape[1]:
+        q, k, v = (self.to_grid(x) for x in (query, key, value))  # (K*N, H, S, D)
+        if k.shape[1] != q.shape[1]:  # neighbouring heads share a key head
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         if q.device.type == "cpu" and self.width <= SHORT_ROW:
             out: Tensor = _ShortAttention.apply(q, k, v, self.bias, scaling)  # type: ignore[no-untyped-call]
         else:
             out = F.scaled_dot_product_attention(q, k, v, self.mask, scale=scaling)
-        flat = out.transpose(1, 2).reshape(self.rows * self.width, *query.shape[1:])
+        flat = out.transpose(1, 2).reshape(self.rows * self.width, *query.shape[1:])  # (K*N*S, H, D)
         return flat if flat.shape[0] == query.shape[0] else gather_rows(flat, self.grid)
 
     def to_grid(self, x: Tensor) -> Tensor:
@@ -244,12 +244,12 @@ def pack(rows: Sequence[Row], *, device: torch.device | str = "cpu", copies: int
         positions.extend(range(p))
         for response in row.responses:
             first = len(ids)
-            predictors.append(start + p - 1)
+            predictors.append(start + p - 1)  # the prompt's last token predicts the first of every response
             predictors.extend(range(first, first + len(response) - 1))
             targets.extend(response)
             segments.extend([n_segments] * len(response))
             ids.extend(response)
-            positions.extend(range(p, p + len(response)))
+            positions.extend(range(p, p + len(response)))  # as if it alone followed the prompt
             n_segments += 1
         grid.extend(range(number * width, number * width + len(ids) - start))
 
@@ -297,7 +297,8 @@ def _parts(rows: Sequence[Row], width: int) -> Tensor:
 def _mask(parts: Tensor) -> Tensor:
     """(N, 1, S, S) bool: causal, and between two responses of one row nothing."""
     width = parts.shape[1]
-    causal = torch.ones(width, width, dtype=torch.bool, device=parts.device).tril()
-    same = parts[:, :, None] == parts[:, None, :]
-    to_prompt = (parts == 0)[:, None, :]
+    causal = torch.ones(width, width, dtype=torch.bool, device=parts.device).tril()  # (S, S): query, key
+    same = parts[:, :, None] == parts[:, None, :]  # (N, S, S)
+    to_prompt = (parts == 0)[:, None, :]  # (N, 1, S)
+    # Padding sees at least itself: softmax over no key is NaN, which the backward pass would spread.
     return (causal & (same | to_prompt)).unsqueeze(1)

@@ -4,7 +4,8 @@ A micro-batch becomes signals (tensors with a graph behind them). Losses are com
 signals, and their gradients are sent back through the graph, so that a loss that couples the pairs of a batch can be
 given all of them whatever the size of the micro-batches.
 
-Shapes: B pairs of a micro-batch, K stacked adapters, R scored tokens of one copy, T tokens of the longest response.
+Shapes: B pairs of a micro-batch, K stacked adapters, R scored tokens of one copy, T tokens of the longest response,
+C tokens of a chunk, d hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def prepare(
         tokens = _fixed_tokens(logps, one_copy, plain.lengths, _noise(pairs, needs, seed, step))
     return dataclasses.replace(
         plain,
-        reference=sum_by_response(logps, one_copy).view(-1, 2).t(),
+        reference=sum_by_response(logps, one_copy).view(-1, 2).t(),  # (2, B)
         tokens=tokens,
         ref_hidden=hidden,
         mismatched=_mismatched(model, pairs, others, copies) if needs.mismatched else None,
@@ -131,7 +132,7 @@ def _reference_pass(model: AdaptedModel, one_copy: Microbatch, needs: Needs) -> 
         logps = forward(model.base, one_copy, needs)["logps"]
         if "ref_kl" not in needs.fields:
             return logps, None
-        return logps, model.base.hidden(rows).index_select(0, rows.predictors)
+        return logps, model.base.hidden(rows).index_select(0, rows.predictors)  # (R,), (R, d)
 
 
 def _noise(pairs: Sequence[TokenPair], needs: Needs, seed: int, step: int) -> list[Tensor | None]:
@@ -161,7 +162,7 @@ def _mismatched(
     rows = pair_rows(crossed, shared=base.packed)
     one_copy = pack(rows, device=base.device)
     with model.off(), use_layout(one_copy):
-        reference = response_logps(base, one_copy).view(-1, 2)
+        reference = response_logps(base, one_copy).view(-1, 2)  # (B, 2)
     return pack(rows, device=base.device, copies=copies), reference
 
 
@@ -176,17 +177,17 @@ def _uniform(pairs: Sequence[TokenPair], seed: int, step: int, side: int) -> Ten
 
 
 def _mask(lengths: Tensor, width: int) -> Tensor:
-    return torch.arange(width, device=lengths.device) < lengths.unsqueeze(1)
+    return torch.arange(width, device=lengths.device) < lengths.unsqueeze(1)  # (B, T)
 
 
 def _grid(values: Tensor, rows: PackedRows, side: int) -> Tensor:
     """(B, T) of one side from (R,) per-token values of one copy, zeros behind each response's end."""
-    segment = rows.segments[: values.shape[0]]
+    segment = rows.segments[: values.shape[0]]  # (R,) the response of each token: 2 b is chosen, 2 b + 1 rejected
     mine = segment % 2 == side
-    counts = torch.bincount(segment, minlength=rows.n_segments)
+    counts = torch.bincount(segment, minlength=rows.n_segments)  # (2 B,)
     starts = counts.cumsum(0) - counts
-    position = torch.arange(values.shape[0], device=values.device) - starts[segment]
-    out = values.new_zeros(rows.n_segments // 2, int(counts[side::2].max()))
+    position = torch.arange(values.shape[0], device=values.device) - starts[segment]  # (R,) within its response
+    out = values.new_zeros(rows.n_segments // 2, int(counts[side::2].max()))  # (B, T)
     return out.index_put((segment[mine] // 2, position[mine]), values[mine])
 
 
@@ -197,12 +198,13 @@ def forward(base: Base, micro: Microbatch, needs: Needs) -> Signals:
     """Per-token values (K*R,) under the active adapters, with a graph; call inside ``use_layout(micro.rows)``."""
     if not {"log_collision", "ref_kl"} & needs.fields:
         return {"logps": scored_logps(base, micro.rows)}
-    hidden = base.hidden(micro.rows).index_select(0, micro.rows.predictors)
-    ref = None if micro.ref_hidden is None else micro.ref_hidden.repeat(micro.rows.copies, 1)
+    hidden = base.hidden(micro.rows).index_select(0, micro.rows.predictors)  # (K*R, d)
+    ref = None if micro.ref_hidden is None else micro.ref_hidden.repeat(micro.rows.copies, 1)  # (K*R, d)
     parts: list[tuple[Tensor, ...]] = []
     for part in chunks(hidden.shape[0], base.head.shape[0]):
         ref_part = None if ref is None else ref[part]
         args = (hidden[part], base.head, micro.rows.targets[part], ref_part)
+        # Recomputed in the backward pass: only one chunk's (C, V) distributions are in memory at a time.
         parts.append(checkpoint(_distribution, *args, use_reentrant=False))
     names = ("logps", "log_collision", "ref_kl")[: len(parts[0])]
     return {name: torch.cat([part[i] for part in parts]) for i, name in enumerate(names)}
@@ -210,12 +212,12 @@ def forward(base: Base, micro: Microbatch, needs: Needs) -> Signals:
 
 def _distribution(hidden: Tensor, head: Tensor, targets: Tensor, ref_hidden: Tensor | None) -> tuple[Tensor, ...]:
     """(C,) log-probability, log collision probability and, given the reference's states, KL(pi_ref || pi)."""
-    logp = (hidden @ head.t()).float().log_softmax(-1)
-    picked = logp.gather(1, targets.unsqueeze(1)).squeeze(1)
-    collision = (2 * logp.detach()).logsumexp(-1)
+    logp = (hidden @ head.t()).float().log_softmax(-1)  # (C, V)
+    picked = logp.gather(1, targets.unsqueeze(1)).squeeze(1)  # (C,)
+    collision = (2 * logp.detach()).logsumexp(-1)  # (C,) log sum_v pi(v)^2, which weights and is not trained on
     if ref_hidden is None:
         return picked, collision
-    ref = (ref_hidden @ head.t()).float().log_softmax(-1)
+    ref = (ref_hidden @ head.t()).float().log_softmax(-1)  # (C, V)
     return picked, collision, (ref.exp() * (ref - logp)).sum(-1)
 
 
@@ -223,11 +225,11 @@ def pair_logps(micro: Microbatch, signals: Signals, needs: Needs) -> list[PairLo
     """One ``PairLogps`` of B pairs for each of K adapters."""
     rows = micro.rows
     k, per_copy = rows.copies, rows.targets.shape[0] // rows.copies
-    flat = torch.zeros(rows.n_segments * k, device=rows.targets.device)
-    sums = flat.index_add(0, rows.segments, signals["logps"]).view(k, -1, 2)
+    flat = torch.zeros(rows.n_segments * k, device=rows.targets.device)  # (K * 2 B,)
+    sums = flat.index_add(0, rows.segments, signals["logps"]).view(k, -1, 2)  # (K, B, chosen and rejected)
     out = []
     for copy in range(k):
-        mine = {name: value.view(k, per_copy)[copy] for name, value in signals.items()}
+        mine = {name: value.view(k, per_copy)[copy] for name, value in signals.items()}  # (R,) each
         chosen, rejected = (_token_stats(micro, mine, side, needs) for side in (0, 1))
         out.append(
             PairLogps(

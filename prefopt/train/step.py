@@ -84,13 +84,13 @@ def train_step(model: AdaptedModel, chunk: Sequence[Run], batch: Batch, config: 
             seen = _coupled_backward(base, micros, chunk, needs)
         else:
             seen = _backward(base, micros, chunk, needs, n_pairs)
-    gradients = model.adapters.grads[slots]
-    norms = gradients.norm(dim=1)
+    gradients = model.adapters.grads[slots]  # (K, P)
+    norms = gradients.norm(dim=1)  # (K,): each run is clipped by its own norm
     rate = schedule(config, step)
     for run, logps, norm, gradient in zip(chunk, seen, norms, gradients, strict=True):
         row = Pending(step + 1, "train", batch_means(run.loss, logps), run.learning_rate * rate, norm)
         ok = norm.isfinite() & row.means.isfinite().all()
-        gradient.mul_((config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        gradient.mul_((config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))  # as torch's clip_grad_norm_
         if base.device.type != "cpu":
             gradient.copy_(torch.where(ok, gradient, 0.0))  # without waiting for the device; collect() sees it later
         run.pending.append(row)
@@ -115,7 +115,7 @@ def _backward(
             signals = forward(base, micro, needs)
             leaves = _leaves(signals)
             batches = _with_mismatched(base, micro, pair_logps(micro, leaves, needs))
-            if len(micros) == 1:  # only losses that see the whole batch at once keep a moving average
+            if len(micros) == 1:  # a batch in parts has no moving average: losses that keep one are coupled
                 batches = [_with_running(run, batch) for run, batch in zip(chunk, batches, strict=True)]
             total = torch.stack([r.loss(b).sum() for r, b in zip(chunk, batches, strict=True)]).sum() / n_pairs
             _send_back([signals], [leaves], total)
@@ -127,7 +127,7 @@ def _backward(
 def _coupled_backward(base: Base, micros: Sequence[Microbatch], chunk: Sequence[Run], needs: Needs) -> list[PairLogps]:
     """Gradients of losses that need the whole batch at once: a first pass without a graph, a second with one."""
     leaves, parts = [], []
-    with torch.no_grad():
+    with torch.no_grad():  # only the values: a graph of the whole batch is what the micro-batches are to avoid
         for micro in micros:
             with use_layout(micro.rows):
                 leaves.append(_leaves(forward(base, micro, needs)))
@@ -136,7 +136,7 @@ def _coupled_backward(base: Base, micros: Sequence[Microbatch], chunk: Sequence[
     batches = [concatenate([part[i] for part in parts]) for i in range(len(chunk))]
     batches = [_with_running(run, batch) for run, batch in zip(chunk, batches, strict=True)]
     torch.stack([run.loss(batch).mean() for run, batch in zip(chunk, batches, strict=True)]).sum().backward()  # type: ignore[no-untyped-call]
-    for micro, leaf in zip(micros, leaves, strict=True):
+    for micro, leaf in zip(micros, leaves, strict=True):  # d loss / d signal is known now: carry it on, part by part
         with use_layout(micro.rows):
             signals = forward(base, micro, needs)
             torch.autograd.backward(list(signals.values()), [_grad(leaf[name]) for name in signals])
@@ -144,14 +144,17 @@ def _coupled_backward(base: Base, micros: Sequence[Microbatch], chunk: Sequence[
 
 
 def _leaves(signals: Signals) -> Signals:
+    """The signals cut off from their graph, so that a loss's gradient stops there and can be sent on in pieces."""
     return {name: value.detach().requires_grad_() for name, value in signals.items()}
 
 
 def _grad(leaf: Tensor) -> Tensor:
+    """A leaf's gradient; no loss need use every signal."""
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
 def _send_back(signals: Sequence[Signals], leaves: Sequence[Signals], total: Tensor) -> None:
+    """The gradient of ``total`` to the leaves, and from there through the graphs of the signals."""
     total.backward()  # type: ignore[no-untyped-call]
     for signal, leaf in zip(signals, leaves, strict=True):
         live = [name for name, value in signal.items() if value.requires_grad]
