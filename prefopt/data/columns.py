@@ -7,19 +7,30 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from prefopt.data.formats import other_format, readable
 from prefopt.data.parse import Row
 from prefopt.data.problems import RowError, refuse, show
 
-COLUMNS = ("prompt", "chosen", "rejected", "chosen_score", "rejected_score")
-_SCORE_ALIASES = {"score_chosen": "chosen_score", "score_rejected": "rejected_score"}
-_STANDARD = {**{name: name for name in COLUMNS}, **_SCORE_ALIASES}
+COLUMNS = ("prompt", "system", "input", "chosen", "rejected", "chosen_score", "rejected_score")
+NONE = "-"  # in a column map: the source has no such column, or one that is to be left out
+_STANDARD = {
+    **{name: name for name in COLUMNS if name != "input"},  # input belongs to instruction, or has to be named
+    "system_prompt": "system",
+    **{f"score_{side}": f"{side}_score" for side in ("chosen", "rejected")},
+    **{f"{side}{between}rating": f"{side}_score" for side in ("chosen", "rejected") for between in "-_"},  # Argilla's
+}
 # Names that other data sets give the three columns; only ever suggested, never assumed.
 _KNOWN_NAMES = {
-    "prompt": ("question", "instruction", "input", "query", "messages", "context", "conversations"),
+    "prompt": ("question", "instruction", "input", "query", "messages", "context", "conversations", "conversation",
+               "dialogue", "history", "problem", "user", "human", "post", "article", "source", "task"),
     "chosen": ("response_j", "accepted", "preferred", "winner", "answer_chosen", "chosen_response", "response_chosen"),
     "rejected": ("response_k", "dispreferred", "loser", "answer_rejected", "rejected_response", "response_rejected"),
-}
+}  # fmt: skip
+_CHATS = ("messages", "conversations", "conversation")
+# Columns that change what a row means, and that pairs of text have no place for.
+_MEANING = ("input", "history", "tools", "images", "image", "videos", "audios")
 _MAX_EXTRA_COLUMNS = 100
 _MAX_NAME_CHARS = 80
 _UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
@@ -27,10 +38,22 @@ _UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
 
 @dataclass
 class Columns:
-    """Which column of the source is which."""
+    """Which column of the source is which.
 
-    names: dict[str, str]  # the source's name -> standard name
+    Attributes:
+        names: The standard name by the source's.
+        has_prompt: Whether one of them is the prompt.
+        left_out: Columns that the user has said are of no use here.
+        notes: Sentences for the user on what was taken for what.
+        has_system: Whether rows have a system message in a column of its own.
+        extra: Columns that are ignored.
+    """
+
+    names: dict[str, str]
     has_prompt: bool
+    left_out: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+    has_system: bool = False
     extra: set[str] = field(default_factory=set)
 
     @classmethod
@@ -41,23 +64,54 @@ class Columns:
             DataError: If chosen or rejected is missing, or two columns could be the same one.
         """
         names = {name: standard for name, standard in _STANDARD.items() if standard not in column_map}
-        names |= {name: standard for standard, name in column_map.items()}
+        names |= {name: standard for standard, name in column_map.items() if name != NONE}
+        left_out = frozenset({name for name, mapped in column_map.items() if mapped == NONE})
+        names = {name: standard for name, standard in names.items() if name not in left_out}
         seen = list(dict.fromkeys(key for _, row in head for key in row))
         present = {names[key] for key in seen if key in names}
-        missing = [name for name in ("chosen", "rejected") if name not in present]
-        missing += [name for name in column_map if name not in present and name not in missing]
-        columns = cls(names=names, has_prompt="prompt" in present)
+        columns = cls(names=names, has_prompt="prompt" in present, left_out=left_out)
         for number, row in head:
             try:
                 columns.check(row)
             except RowError as problem:
                 raise refuse(source, number, problem) from None
+        missing = [name for name in ("chosen", "rejected") if name not in present]
+        missing += [name for name in names.values() if name in column_map and name not in present | set(missing)]
         if head and missing:
-            wanted = "needs chosen and rejected, and prompt unless they share it"
-            message = f"no column {' or '.join(missing)}: found {', '.join(show(key) for key in seen[:20])}; {wanted}"
-            raise refuse(source, 0, RowError("DATA003", message, fix=_suggest(seen, present)))
-        _refuse_lookalikes(source, [key for key in seen if key not in names], present)
+            raise refuse(source, 0, _missing(seen, present, missing))
+        others = [key for key in seen if key not in names and key not in left_out]
+        _refuse_lookalikes(source, others, present)
+        if head and not columns.has_prompt and "prompt" not in column_map:
+            columns._find_prompt(source, others, [row for _, row in head])
+        columns.has_system = any(names.get(key) == "system" and value for _, row in head for key, value in row.items())
         return columns
+
+    def _find_prompt(self, source: str, others: Sequence[str], rows: Sequence[Row]) -> None:
+        """Take the prompt from a column of a known format; never leave it to the responses beside one that may be it.
+
+        Raises:
+            DataError: If a column may be the prompt and need not.
+        """
+        like = [key for key in others if _plain(key) in _KNOWN_NAMES["prompt"]]
+        if set(like) <= {"instruction", "input", "history"} and "instruction" in like:
+            self.names |= {
+                key: standard for key, standard in (("instruction", "prompt"), ("input", "input")) if key in like
+            }
+            written = "instruction, and input on the next line" if "input" in like else "instruction"
+            self.notes = (f"Alpaca's columns: the prompt is {written} (--column-map says otherwise)",)
+            self.has_prompt = True
+        elif len(like) == 1 and like[0] in _CHATS and _is_prompt(rows, like[0]):
+            self.names[like[0]] = "prompt"
+            self.notes = (f"the prompt is the chat in {show(like[0])} (--column-map prompt={like[0]})",)
+            self.has_prompt = True
+        elif like:
+            key = like[0]
+            raise refuse(source, 0, RowError(
+                "DATA003",
+                f"the column {' or '.join(show(name) for name in like)} may be the prompt, and none is called so",
+                field="prompt",
+                fix=f"pass --column-map prompt={key}, or prompt={NONE} where chosen and rejected begin with the prompt",
+            ))  # fmt: skip
 
     def check(self, row: Row) -> None:
         """Refuse names that cannot be written down, and two names of one standard column.
@@ -86,8 +140,18 @@ class Columns:
         self.check(row)
         columns = {}
         for key, value in row.items():
-            if key in self.names:
+            if self.names.get(key) == "system" and not self.has_system:
+                if value:
+                    what = "a system message is first seen here, and the rows before have none"
+                    raise RowError("DATA002", what, field=key, fix="give the first rows one, or split the file")
+            elif key in self.names:
                 columns[self.names[key]] = value
+            elif key in _MEANING and value and key not in self.left_out:
+                what = f"the column {show(key)} belongs to what is asked, and would be left out"
+                also = ", or input=input to put it on the line below the prompt" if key == "input" else ""
+                raise RowError(
+                    "DATA034", what, field=key, fix=f"write it into the prompt, or pass --column-map {key}={NONE}{also}"
+                )
             elif len(self.extra) < _MAX_EXTRA_COLUMNS:
                 self.extra.add(key[:_MAX_NAME_CHARS])
         if "prompt" in columns and not self.has_prompt:
@@ -112,6 +176,34 @@ def _refuse_lookalikes(source: str, others: Sequence[str], present: set[str]) ->
             message = f"the column {show(key)} looks like {standard} and is not spelled so"
             fix = f"rename it, or pass --column-map {standard}={key}" if key.isprintable() else "rename it"
             raise refuse(source, 0, RowError("DATA003", message, field=standard, fix=fix))
+
+
+def _is_prompt(rows: Sequence[Row], name: str) -> bool:
+    """Whether a chat ends with a user's turn in every row and the responses are single turns: it is the prompt."""
+    try:
+        chats = [readable(row.get(name), name) for row in rows]
+        responses = [readable(row.get(side), side) for row in rows for side in ("chosen", "rejected")]
+    except RowError:
+        return True  # the row says what is wrong with it
+    asks = all(isinstance(chat, list) and chat and _role_of(chat[-1]) in ("user", "tool") for chat in chats)
+    return asks and all(not isinstance(value, list) or len(value) == 1 for value in responses)
+
+
+def _role_of(message: Any) -> Any:
+    return message.get("role") if isinstance(message, dict) else None
+
+
+def _missing(seen: Sequence[str], present: set[str], missing: Sequence[str]) -> RowError:
+    """What to say where chosen or rejected is missing: the format, if it is a known one, with its conversion."""
+    columns = ", ".join(show(key) for key in seen[:20])
+    known = other_format(seen) if {"chosen", "rejected"} <= set(missing) else None
+    if known:
+        name, conversion = known
+        message = f"no column chosen or rejected: found {columns}; this looks like {name}"
+        return RowError("DATA003", message, fix=f"convert it to prompt, chosen and rejected: {conversion}")
+    wanted = "needs chosen and rejected, and prompt unless they share it"
+    message = f"no column {' or '.join(missing)}: found {columns}; {wanted}"
+    return RowError("DATA003", message, fix=_suggest(seen, present))
 
 
 def _suggest(seen: Sequence[str], present: set[str]) -> str:

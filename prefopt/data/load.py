@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 
-from prefopt.data.columns import COLUMNS, Columns
-from prefopt.data.hub import HUB_NAME, read_hub
-from prefopt.data.parse import READERS, Rows
+from prefopt.data.columns import COLUMNS, NONE, Columns
+from prefopt.data.hub import HUB_NAME
 from prefopt.data.problems import Problems, RowError, refuse, show
+from prefopt.data.sources import local_files, open_source, sha256_of
 from prefopt.data.types import BadRows, LoadedPairs, LoadReport, Pair
 from prefopt.data.validate import make_pair, normalise, prompt_key
 from prefopt.errors import UsageError
@@ -32,14 +32,17 @@ def load_pairs(
 ) -> LoadedPairs:
     """Read preference pairs and refuse, or count, whatever is wrong with them.
 
-    Rows have prompt, chosen and rejected as text or as chat messages. The prompt column may be left out, and is
-    then what chosen and rejected share. Scores are read from chosen_score and rejected_score (or score_chosen and
-    score_rejected); other columns are ignored and listed.
+    Rows have prompt, chosen and rejected as text or as chat messages, those of OpenAI or ShareGPT, as lists, as one
+    message or as JSON in a text. The prompt column may be left out, and is then what chosen and rejected share; beside
+    a column that may be the prompt under another name it may not. Alpaca's instruction and input, and the chat in
+    messages or conversations, are the prompt; a system column is the first message. Scores are read from chosen_score
+    and rejected_score (or score_chosen, or chosen-rating); other columns are ignored and listed.
 
     Args:
-        source: A .jsonl, .jsonl.gz, .json, .csv or .parquet file, or ``org/name[@revision][:split]`` on the hub.
+        source: A file or folder, as ``sources.WANTED`` lists them, or ``org/name[@revision][:split]`` on the hub.
         on_bad_rows: ``"refuse"`` ends with the first twenty problems; ``"drop"`` leaves such rows out, counted.
-        column_map: The file's name for a standard column, such as ``{"prompt": "question"}``.
+        column_map: The file's name for a standard column, such as ``{"prompt": "question"}``; ``-`` for a column that
+            the file does not have, or one of its own that is to be left out.
         max_row_bytes: Limit for one row.
         dedup: Leave out rows that repeat an earlier one.
 
@@ -49,47 +52,33 @@ def load_pairs(
         MachineError: If the file cannot be opened or the hub not reached.
     """
     _check_column_map(column_map or {})
-    rows, path = _open(source, max_row_bytes)
-    sha256 = sha256_of(source, path) if path else ""
+    opened = open_source(source, max_row_bytes)
+    sha256 = sha256_of(source, opened.files) if opened.files else ""
     problems = Problems(source, on_bad_rows)
     digest = hashlib.sha256()
     collector = _Collector(problems, dedup=dedup)
-    head = list(islice(rows, _HEADER_ROWS))
+    head = list(islice(opened.rows, _HEADER_ROWS))
     columns = Columns.of(source, [(n, row) for n, row in head if isinstance(row, dict)], column_map or {})
-    for number, row in chain(head, rows):
+    for number, row in chain(head, opened.rows):
         collector.rows += 1
         try:
             if isinstance(row, RowError):
                 raise row
-            if not path:
+            if not opened.files:
                 digest.update(repr(sorted(row.items(), key=str)).encode("utf-8", "surrogatepass"))
             standard = columns.standard(row)
             pair = make_pair(standard, has_prompt=columns.has_prompt, max_row_bytes=max_row_bytes, row=number)
             collector.add(pair)
         except RowError as problem:
-            problems.add(number, problem)
+            place, at = opened.place(source, number)
+            problems.add(at, problem, place)
     loaded = LoadedPairs(
         pairs=tuple(collector.pairs), source=source, sha256=sha256 or digest.hexdigest(), report=LoadReport()
     )
-    if path:
+    if opened.files:
         check_unchanged(loaded)
     collector.finish()
-    return replace(loaded, report=collector.report(columns))
-
-
-def sha256_of(source: str, path: Path) -> str:
-    """Hex SHA-256 of a source's file.
-
-    Raises:
-        DataError: If it can no longer be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as problem:
-        raise refuse(
-            source, 0, RowError("DATA029", f"cannot be read ({problem.strerror})", fix="check its path and rights")
-        ) from None
+    return replace(loaded, report=collector.report(columns, opened.notes))
 
 
 def check_unchanged(loaded: LoadedPairs) -> None:
@@ -99,35 +88,17 @@ def check_unchanged(loaded: LoadedPairs) -> None:
         DataError: If the file has changed since.
     """
     path = Path(loaded.source)
-    if HUB_NAME.fullmatch(loaded.source) and not path.is_file():
+    if HUB_NAME.fullmatch(loaded.source) and not path.exists():
         return
-    now = sha256_of(loaded.source, path)
+    now = sha256_of(loaded.source, local_files(loaded.source) or (path,))
     if now != loaded.sha256:
         changed = f"the file changed while it was in use (SHA-256 {loaded.sha256[:12]}... then, {now[:12]}... now)"
         raise refuse(loaded.source, 0, RowError("DATA028", changed, fix="run again on a file that nobody writes to"))
 
 
-def _open(source: str, max_row_bytes: int) -> tuple[Rows, Path | None]:
-    """Rows of the source, and its path if it is a file."""
-    kinds = "a local .jsonl, .jsonl.gz, .json, .csv or .parquet file, or org/name[@revision][:split] on the hub"
-    if "://" in source:
-        raise UsageError(f"data {show(source, 120)}: addresses are not read; give {kinds}")
-    path = Path(source)
-    name = path.name.lower()
-    suffix = next((suffix for suffix in READERS if name.endswith(suffix)), None)
-    if suffix:
-        if path.is_file():
-            return READERS[suffix](path, max_row_bytes), path
-        found = "is not a file" if path.exists() else "does not exist"
-        raise UsageError(f"data {show(source, 200)} {found}; give {kinds}")
-    if not path.exists() and (hub := HUB_NAME.fullmatch(source)):
-        return read_hub(hub["name"], revision=hub["revision"], split=hub["split"]), None
-    raise UsageError(f"data {show(source, 200)} is of no kind that is read; give {kinds}")
-
-
 def _check_column_map(column_map: Mapping[str, str]) -> None:
-    for name in column_map:
-        if name not in COLUMNS:
+    for name, mapped in column_map.items():
+        if name not in COLUMNS and mapped != NONE:
             raise UsageError(f"--column-map: {show(name)} is no standard column; it is one of {', '.join(COLUMNS)}")
 
 
@@ -186,15 +157,17 @@ class _Collector:
                 f"swapped), {share:.0%} of the rows are involved: lines {_lines(self._contradictions)}"
             )
             self._problems.add(0, RowError("DATA017", message, fix="keep one row of each such two"))
-        self._problems.raise_if_any()
+        self._problems.raise_if_any(self.rows)
         if not self.pairs:
             dropped = "; ".join(f"{reason}: {n}" for reason, n in sorted(self._problems.dropped.items()))
             message = f"every row was dropped ({dropped})" if dropped else "there are no rows"
             raise refuse(self._problems.source, 0, RowError("DATA001", message, fix="give at least one usable row"))
 
-    def report(self, columns: Columns) -> LoadReport:
-        """What was found in rows that were kept."""
-        warnings = []
+    def report(self, columns: Columns, notes: Sequence[str]) -> LoadReport:
+        """What was found in rows that were kept; ``notes`` go before it."""
+        warnings = [*notes, *columns.notes]
+        if columns.has_system:
+            warnings.append("rows are read as chats, since they have a system column")
         hub = None if Path(self._problems.source).exists() else HUB_NAME.fullmatch(self._problems.source)
         if hub and not re.fullmatch("[0-9a-f]{40}", hub["revision"] or ""):
             warnings.append("the dataset's revision is not pinned: name@ and the 40 digits of a commit make it so")
@@ -208,6 +181,17 @@ class _Collector:
             warnings.append(
                 f"{len(self._duplicates)} rows repeat an earlier one ({kept}): lines {_lines(self._duplicates)}"
             )
+        gaps = [
+            pair.chosen_score - pair.rejected_score
+            for pair in self.pairs
+            if pair.chosen_score is not None and pair.rejected_score is not None
+        ]
+        ties, against = sum(gap == 0 for gap in gaps), sum(gap < 0 for gap in gaps)
+        if ties or against:
+            warnings.append(
+                f"scores: of {len(gaps)} rows that have both, {ties} tie and {against} contradict the label (the "
+                "rejected response has the higher one)"
+            )
         if columns.extra:
             warnings.append(f"columns ignored: {', '.join(show(name) for name in sorted(columns.extra))}")
         return LoadReport(
@@ -217,6 +201,9 @@ class _Collector:
             contradictions=tuple(self._contradictions),
             extra_columns=tuple(sorted(columns.extra)),
             implicit_prompts=0 if columns.has_prompt else len(self.pairs),
+            scored=len(gaps),
+            score_ties=ties,
+            score_contradictions=against,
             warnings=tuple(warnings),
         )
 

@@ -1,18 +1,18 @@
-"""Files to rows, strictly: what a parser would guess at or let pass is a problem with a line.
+"""JSON to rows, strictly: what a parser would guess at or let pass is a problem with a line.
 
-Every reader yields (row, columns or RowError), the row being the 1-based line, or the position in the list
-for JSON and Parquet. Problems after which no further row can be trusted end the file.
+Every reader yields (row, columns or RowError), the row being the 1-based line, or the position in the list. Problems
+after which no further row can be trusted end the file. A file holds one object a line, or one value: a list of rows,
+an object whose only list holds the rows, or columns as pandas and datasets write them.
 """
 
 from __future__ import annotations
 
-import csv
 import gzip
+import io
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import IO, Any
 
 from prefopt.data.problems import RowError, or_drop, show
@@ -20,8 +20,8 @@ from prefopt.data.problems import RowError, or_drop, show
 Row = dict[str, Any]
 Rows = Iterator[tuple[int, Row | RowError]]
 
-_MAX_JSON_FILE_BYTES = 512 * 1024**2
-_PARTIAL = "the file looks cut off: download or export it again"
+MAX_WHOLE_FILE_BYTES = 512 * 1024**2  # of a file that cannot be read a row at a time
+PARTIAL = "the file looks cut off: download or export it again"
 
 
 def _finite(text: str) -> float:
@@ -81,7 +81,12 @@ def type_name(value: Any) -> str:
     return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
-def _decode_line(line: bytes) -> str:
+def decode_line(line: bytes) -> str:
+    """A line's text.
+
+    Raises:
+        RowError: If it is not UTF-8.
+    """
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as problem:
@@ -92,7 +97,7 @@ def _decode_line(line: bytes) -> str:
         ) from None
 
 
-def _lines(file: IO[bytes], max_row_bytes: int) -> Iterator[tuple[int, bytes | RowError]]:
+def numbered_lines(file: IO[bytes], max_row_bytes: int) -> Iterator[tuple[int, bytes | RowError]]:
     """Lines with their numbers, none of them held when it is longer than allowed."""
     number = 0
     try:
@@ -107,57 +112,137 @@ def _lines(file: IO[bytes], max_row_bytes: int) -> Iterator[tuple[int, bytes | R
             else:
                 yield number, line
     except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
-        yield number + 1, RowError("DATA009", f"the compressed file is damaged ({problem})", fix=_PARTIAL)
+        yield number + 1, RowError("DATA009", f"the compressed file is damaged ({problem})", fix=PARTIAL)
 
 
 def _parse_line(line: bytes) -> Row:
-    text = _decode_line(line).strip(" \t\r\n")
+    text = decode_line(line).strip(" \t\r\n")
     value, end = _decode_json(text)
     if end != len(text):
         raise RowError("DATA008", f"invalid JSON: more text after the object, at character {end + 1}")
     return _object(value)
 
 
-def read_jsonl(path: Path, max_row_bytes: int) -> Rows:
-    """One JSON object a line; blank lines, a byte order mark and CRLF are accepted."""
-    opener: Callable[..., IO[bytes]] = gzip.open if path.suffix.lower() == ".gz" else open  # type: ignore[assignment]
-    with opener(path, "rb") as file:
-        for number, line in _lines(file, max_row_bytes):
-            if isinstance(line, RowError):
-                yield number, line
-                continue
-            if not line.strip():
-                continue
-            try:
-                yield number, _parse_line(line)
-            except RowError as problem:
-                cut = problem.code == "DATA008" and not line.endswith(b"\n")
-                yield (
-                    number,
-                    RowError("DATA009", f"the last line is incomplete ({problem})", fix=_PARTIAL) if cut else problem,
-                )
+def read_jsonl(file: IO[bytes], max_row_bytes: int) -> Rows:
+    """One JSON object a line; blank lines, a byte order mark and CRLF are accepted, and so is a JSON list."""
+    for number, line in numbered_lines(file, max_row_bytes):
+        if isinstance(line, RowError):
+            yield number, line
+            continue
+        if number == 1 and line.lstrip()[:1] == b"[":
+            yield from read_json(_again(line, file), max_row_bytes)
+            return
+        if not line.strip():
+            continue
+        try:
+            yield number, _parse_line(line)
+        except RowError as problem:
+            cut = problem.code == "DATA008" and not line.endswith(b"\n")
+            yield (
+                number,
+                RowError("DATA009", f"the last line is incomplete ({problem})", fix=PARTIAL) if cut else problem,
+            )
 
 
-def read_json(path: Path, max_row_bytes: int) -> Rows:
-    """A JSON list of objects, decoded one by one."""
-    size = path.stat().st_size
-    if size > _MAX_JSON_FILE_BYTES:
-        yield 0, RowError("DATA018", f"{size} bytes in one JSON list", fix="save it as JSONL, one object a line")
+def _again(first: bytes, file: IO[bytes]) -> IO[bytes]:
+    """A file whose first line was read, from its beginning; it is read whole."""
+    return io.BytesIO(first + file.read(MAX_WHOLE_FILE_BYTES + 1))
+
+
+def read_json(file: IO[bytes], max_row_bytes: int) -> Rows:
+    """One JSON value, or one object a line under the other name."""
+    try:
+        data = file.read(MAX_WHOLE_FILE_BYTES + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
+        yield 0, RowError("DATA009", f"the compressed file is damaged ({problem})", fix=PARTIAL)
+        return
+    if len(data) > MAX_WHOLE_FILE_BYTES:
+        message = f"more than {MAX_WHOLE_FILE_BYTES} bytes in one JSON value"
+        yield 0, RowError("DATA018", message, fix="save it as JSONL, one object a line")
         return
     try:
-        text = _decode_line(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        text = decode_line(data.removeprefix(b"\xef\xbb\xbf"))
     except RowError as problem:
         yield 0, RowError("DATA010", str(problem).replace("line", "file"), fix="save the file as UTF-8")
         return
     position = _skip(text, 0)
-    if text[position : position + 1] != "[":
-        yield (
-            0,
-            RowError(
-                "DATA008", "the file is not a JSON list of rows", fix="rename it to .jsonl if it has one object a line"
-            ),
-        )
+    if text[position : position + 1] == "[":
+        yield from _list_rows(text, position, max_row_bytes)
+    elif text[position : position + 1] == "{":
+        yield from _object_rows(text, position, data, max_row_bytes)
+    else:
+        fix = "save the rows as a JSON list, or as one object a line"
+        yield 0, RowError("DATA008", "the file is not a JSON list of rows", fix=fix)
+
+
+def _object_rows(text: str, position: int, data: bytes, max_row_bytes: int) -> Rows:
+    """The rows of a file that begins with an object: lines, or one object that holds them all."""
+    try:
+        value, end = _decode_json(text, position)
+    except RowError as problem:
+        if "\n" not in text.strip():
+            yield 0, RowError(problem.code, str(problem), fix=PARTIAL if problem.code == "DATA008" else "mend it")
+            return
+        value, end = None, 0
+    if _skip(text, end) < len(text):
+        yield from read_jsonl(io.BytesIO(data), max_row_bytes)
         return
+    try:
+        yield from enumerate(rows_of_object(value), start=1)
+    except RowError as problem:
+        yield 0, problem
+
+
+def rows_of_object(value: Row) -> list[Row | RowError]:
+    """The rows of one object: those of its only list, of its columns, or the object itself as the only row.
+
+    Raises:
+        RowError: If it is not clear which rows are meant.
+    """
+    lists = [key for key, item in value.items() if _is_rows(item)]
+    if len(lists) == 1 and not {"chosen", "rejected"} & value.keys():
+        return [_row_or_error(item) for item in value[lists[0]]]
+    if len(lists) > 1 and not {"chosen", "rejected"} & value.keys():
+        names = ", ".join(show(key) for key in lists[:8])
+        raise RowError("DATA008", f"the file holds several lists: {names}", fix="save the one to train on alone")
+    if set(value) >= {"columns", "data"} and isinstance(value["data"], list):  # pandas, orient="split"
+        return [dict(zip(value["columns"], items, strict=True)) for items in value["data"]]
+    columns = [_column(item) for item in value.values()]
+    if all(column is not None for column in columns):
+        sizes = {len(column) for column in columns if column is not None}
+        if len(sizes) != 1:
+            raise RowError("DATA022", "the columns of the file differ in length", fix="export it again, as JSONL")
+        return [dict(zip(value, items, strict=True)) for items in zip(*columns, strict=True)]
+    return [value]
+
+
+def _is_rows(value: Any) -> bool:
+    """Whether a value is a list of rows, and not a chat."""
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) and not _turn(row) for row in value)
+
+
+def _turn(value: Any) -> bool:
+    return isinstance(value, dict) and bool({"role", "from"} & value.keys()) and not {"chosen"} & value.keys()
+
+
+def _row_or_error(value: Any) -> Row | RowError:
+    try:
+        return _object(value)
+    except RowError as problem:
+        return problem
+
+
+def _column(value: Any) -> list[Any] | None:
+    """The values of a column by row number (pandas) or in a list (datasets), or None if it is neither."""
+    if isinstance(value, dict) and value and all(key.isdecimal() for key in value):
+        return list(value.values())
+    if isinstance(value, list) and value and not any(_turn(item) for item in value):
+        return value
+    return None
+
+
+def _list_rows(text: str, position: int, max_row_bytes: int) -> Rows:
+    """Rows of a JSON list that begins at ``position``, decoded one by one."""
     position, number = _skip(text, position + 1), 0
     while text[position : position + 1] != "]":
         number += 1
@@ -165,7 +250,7 @@ def read_json(path: Path, max_row_bytes: int) -> Rows:
             value, end = _decode_json(text, position)
         except RowError as problem:
             # Where the next row begins is no longer known, so even dropping this one cannot mend the file.
-            fix = _PARTIAL if problem.code == "DATA008" else "mend the row"
+            fix = PARTIAL if problem.code == "DATA008" else "mend the row"
             yield number, RowError(problem.code, str(problem), fix=fix)
             return
         try:
@@ -176,7 +261,7 @@ def read_json(path: Path, max_row_bytes: int) -> Rows:
             yield number, problem
         position = _skip(text, end)
         if text[position : position + 1] not in (",", "]"):
-            yield number, RowError("DATA009", "the list is not closed after this row", fix=_PARTIAL)
+            yield number, RowError("DATA009", "the list is not closed after this row", fix=PARTIAL)
             return
         if text[position] == ",":
             position = _skip(text, position + 1)
@@ -196,72 +281,3 @@ def _skip(text: str, position: int) -> int:
     while text[position : position + 1] in (" ", "\t", "\r", "\n"):
         position += 1
     return position
-
-
-def read_csv(path: Path, max_row_bytes: int) -> Rows:
-    """Comma-separated values with a header; a row is named by the line on which it begins."""
-    old_limit = csv.field_size_limit(max_row_bytes)
-    line = 1
-    try:
-        with path.open("rb") as file:
-            reader = csv.reader((_decode_line(raw) for raw in _raw_lines(file, max_row_bytes)), strict=True)
-            header = next(reader, [])
-            if len(set(header)) != len(header):
-                twice = next(name for name in header if header.count(name) > 1)
-                raise RowError("DATA013", f"the column {show(twice)} occurs twice", fix="rename one of them")
-            line = reader.line_num + 1
-            for values in reader:
-                if values and len(values) != len(header):
-                    yield line, RowError("DATA022", f"{len(values)} values, and the header names {len(header)} columns")
-                elif values:
-                    yield line, dict(zip(header, values, strict=True))
-                line = reader.line_num + 1
-    except RowError as problem:
-        yield line, RowError(problem.code, str(problem), fix=problem.fix.split(", or drop")[0])
-    except csv.Error as problem:
-        fix = _PARTIAL if "unexpected end" in str(problem) else "mend the quotes, or save the rows as JSONL"
-        yield line, RowError("DATA009" if "unexpected end" in str(problem) else "DATA022", str(problem), fix=fix)
-    finally:
-        csv.field_size_limit(old_limit)
-
-
-def _raw_lines(file: IO[bytes], max_row_bytes: int) -> Iterator[bytes]:
-    for _, line in _lines(file, max_row_bytes):
-        if isinstance(line, RowError):
-            raise line
-        yield line
-
-
-def read_parquet(path: Path, max_row_bytes: int) -> Rows:
-    """Rows of a Parquet file, a few at a time; the size of a row is checked with its text."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if len(set(names)) != len(names):
-                raise RowError("DATA013", "a column name occurs twice", fix="rename one of them")
-            for batch in file.iter_batches(batch_size=64):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except RowError as problem:
-        yield 0, problem
-    except UnicodeDecodeError:
-        yield (
-            number + 1,
-            RowError("DATA010", "invalid UTF-8 in this row or one of the next 63", fix="save the text as UTF-8"),
-        )
-    except (pa.ArrowException, OSError, ValueError) as problem:
-        yield 0, RowError("DATA029", f"not a readable Parquet file ({show(problem, 120)})", fix=_PARTIAL)
-
-
-READERS: dict[str, Callable[[Path, int], Rows]] = {
-    ".jsonl": read_jsonl,
-    ".jsonl.gz": read_jsonl,
-    ".json": read_json,
-    ".csv": read_csv,
-    ".parquet": read_parquet,
-}

@@ -43,6 +43,7 @@ CODES: Mapping[str, str] = {
     "DATA028": "file changed",
     "DATA029": "unreadable file",
     "DATA032": "too few pairs",
+    "DATA034": "column that would be left out",
 }
 
 
@@ -99,18 +100,25 @@ class Problems:
         self._drop = on_bad_rows == "drop"
         self._fatal: list[str] = []
         self._codes: Counter[str] = Counter()
+        self._kinds: Counter[tuple[str, str | None]] = Counter()
+        self._first: RowError | None = None
 
-    def add(self, row: int, error: RowError) -> None:
-        """Count a problem of a row (0 for the source as a whole)."""
+    def add(self, row: int, error: RowError, source: str = "") -> None:
+        """Count a problem of a row (0 for the source as a whole); ``source`` where it is a file of several."""
         if self._drop and error.droppable:
             self.dropped[error.reason] += 1
             return
         self._codes[error.code] += 1
+        self._kinds[error.code, error.field] += 1
+        self._first = self._first or error
         if len(self._fatal) < SHOWN:
-            self._fatal.append(error.describe(self.source, row))
+            self._fatal.append(error.describe(source or self.source, row))
 
-    def raise_if_any(self) -> None:
+    def raise_if_any(self, rows: int = 0) -> None:
         """End with what was collected.
+
+        Args:
+            rows: How many rows were read; a problem that all of them have is told once, as one of the format.
 
         Raises:
             DataError: If any problem was fatal: the first twenty, and counts of all.
@@ -118,6 +126,8 @@ class Problems:
         total = sum(self._codes.values())
         if not total:
             return
+        if self._first is not None and total == rows > 1 and len(self._kinds) == 1:
+            raise refuse(self.source, 0, _of_all(self._first, rows))
         lines = list(self._fatal)
         if total > 1:
             counts = ", ".join(f"{code} {CODES[code]}: {n}" for code, n in sorted(self._codes.items()))
@@ -125,6 +135,13 @@ class Problems:
             lines.append(f"{self.source}: {total} problems ({counts}){shown}.")
         lines[-1] += " Nothing was written."
         raise DataError("\n".join(lines))
+
+
+def _of_all(error: RowError, rows: int) -> RowError:
+    """The problem that every row has, which no dropping of rows can mend."""
+    fix = error.fix.removesuffix(_DROP).removesuffix(", or ")
+    fix = fix or "write prompt, chosen and rejected as text, or as lists of {role, content} (see README)"
+    return RowError(error.code, f"each of the {rows} rows: {error}", field=error.field, fix=fix)
 
 
 def refuse(source: str, row: int, error: RowError) -> DataError:

@@ -80,6 +80,9 @@ class LoadReport:
         contradictions: Pairs of rows (earlier, later) with one prompt and the responses swapped.
         extra_columns: Columns that were ignored.
         implicit_prompts: Rows whose prompt was taken from what chosen and rejected share.
+        scored: Rows with both scores.
+        score_ties: Rows whose scores are equal.
+        score_contradictions: Rows whose rejected response has the higher score.
         warnings: Sentences for the user.
     """
 
@@ -89,6 +92,9 @@ class LoadReport:
     contradictions: tuple[tuple[int, int], ...] = ()
     extra_columns: tuple[str, ...] = ()
     implicit_prompts: int = 0
+    scored: int = 0
+    score_ties: int = 0
+    score_contradictions: int = 0
     warnings: tuple[str, ...] = ()
 
 

@@ -13,12 +13,14 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from prefopt.data.formats import readable
 from prefopt.data.parse import type_name
 from prefopt.data.problems import RowError, or_drop, show
 from prefopt.data.types import Message, Pair, Text
 
 ROLES = ("system", "user", "assistant", "tool")
 _HH_TURN = "\n\nAssistant:"
+_HH_HUMAN = "\n\nHuman:"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # What other programs write as a number; float() reads 1_000 and the digits of every script besides.
 _NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)", re.ASCII | re.IGNORECASE)
@@ -41,7 +43,8 @@ def make_pair(columns: Mapping[str, Any], *, has_prompt: bool, max_row_bytes: in
     """The pair of one row, with ``prompt_id`` still 0.
 
     Args:
-        columns: prompt (where the source has it), chosen, rejected, chosen_score, rejected_score.
+        columns: prompt (where the source has it), chosen, rejected, chosen_score, rejected_score; system, where rows
+            have one, is the text of a message before the prompt, and input stands on the line below it.
         has_prompt: Whether the source has a prompt column.
         max_row_bytes: Limit for the text of the row, in UTF-8.
         row: For ``Pair.row``.
@@ -54,7 +57,11 @@ def make_pair(columns: Mapping[str, Any], *, has_prompt: bool, max_row_bytes: in
     size = sum(len(part.encode()) for value in fields.values() for part in _contents(value))
     if size > max_row_bytes:
         raise RowError("DATA018", f"{size} bytes of text; the limit is {max_row_bytes}")
+    if columns.get("input"):
+        fields["prompt"] = _with_input(fields.get("prompt"), _text(columns, "input"))
     prompt, chosen, rejected = _resolve(fields.get("prompt"), fields["chosen"], fields["rejected"])
+    if "system" in columns:
+        prompt, chosen, rejected = _with_system(columns, prompt, chosen, rejected)
     for name, value in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
         _check_not_empty(value, name)
     _check_different(chosen, rejected)
@@ -69,6 +76,34 @@ def make_pair(columns: Mapping[str, Any], *, has_prompt: bool, max_row_bytes: in
     )
 
 
+def _with_input(prompt: Text | None, extra: Text) -> Text:
+    """Alpaca's instruction and input, as LLaMA-Factory joins them."""
+    if not isinstance(prompt, str) or not isinstance(extra, str):
+        raise RowError("DATA006", "text is wanted, to stand on the line below a prompt of text", field="input")
+    return f"{prompt}\n{extra}"
+
+
+def _with_system(columns: Mapping[str, Any], prompt: Text, chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
+    """The row as messages, with its system message first where it has one."""
+    if isinstance(prompt, str):
+        prompt = (Message("user", prompt),)
+        chosen, rejected = (
+            (Message("assistant", response),) if isinstance(response, str) else response
+            for response in (chosen, rejected)
+        )
+    value = columns["system"]
+    if value is None or value == "":
+        return prompt, chosen, rejected
+    text = _text(columns, "system")
+    if not isinstance(text, str):
+        raise RowError("DATA006", "text is wanted", field="system")
+    if prompt[0].role != "system":
+        prompt = (Message("system", text), *prompt)
+    elif prompt[0].content != text:
+        raise RowError("DATA025", "differs from the system message of the prompt", field="system")
+    return prompt, chosen, rejected
+
+
 def _contents(value: Text) -> list[str]:
     return [value] if isinstance(value, str) else [message.content for message in value]
 
@@ -79,6 +114,7 @@ def _text(columns: Mapping[str, Any], name: str) -> Text:
     value = columns[name]
     if value is None:
         raise RowError("DATA004", "the value is null", field=name)
+    value = readable(value, name)
     if isinstance(value, str):
         return _characters(value, name, "")
     if not isinstance(value, list):
@@ -167,7 +203,12 @@ def _resolve(prompt: Text | None, chosen: Text, rejected: Text) -> tuple[Text, T
         prompt = (Message("user", prompt),)
     if prompt is None or isinstance(prompt, str):
         # TRL: a text prompt beside whole conversations only repeats what they share.
+        text = prompt
         prompt, chosen, rejected = _split_messages(chosen, rejected)
+        if text is not None and not _repeats(text, prompt):
+            what = "the text is no message of the conversation that chosen and rejected share, and would be left out"
+            fix = or_drop("give it as a system message, or pass --column-map prompt=-")
+            raise RowError("DATA025", what, field="prompt", fix=fix)
     else:
         chosen, rejected = (_after(prompt, chosen, "chosen"), _after(prompt, rejected, "rejected"))
     _check_roles(prompt)
@@ -176,6 +217,12 @@ def _resolve(prompt: Text | None, chosen: Text, rejected: Text) -> tuple[Text, T
             roles = ", ".join(message.role for message in response) or "nothing"
             raise RowError("DATA024", f"a response is one assistant message; this is {roles}", field=name)
     return prompt, chosen, rejected
+
+
+def _repeats(text: str, prompt: tuple[Message, ...]) -> bool:
+    """Whether a text is one of the messages, or all of them one after the other."""
+    contents = [normalise(message.content) for message in prompt]
+    return normalise(text) in (*contents, " ".join(contents))
 
 
 def _after(prompt: tuple[Message, ...], response: tuple[Message, ...], name: str) -> tuple[Message, ...]:
@@ -217,6 +264,9 @@ def _split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     turn = chosen.rfind(_HH_TURN, 0, shared)
     if turn >= 0:
         shared = turn + len(_HH_TURN)
+        if _HH_HUMAN in chosen[shared:] or _HH_HUMAN in rejected[shared:]:
+            what = "the two conversations part before their last answer, so that a response holds a turn of the human"
+            raise RowError("DATA024", what, field="rejected")
     else:
         while shared > 0 and not (chosen[shared : shared + 1].isspace() and rejected[shared : shared + 1].isspace()):
             shared -= 1
