@@ -155,8 +155,7 @@ def make_pairs(case: Case) -> tuple[TokenPair, ...]:
 def mean_tokens(pairs: Sequence[TokenPair]) -> tuple[float, float]:
     """(tokens of ``[prompt | chosen | rejected]``, scored tokens), means over pairs."""
     scored = [len(p.chosen_ids) + len(p.rejected_ids) for p in pairs]
-    total = [len(p.prompt_ids) + s for p, s in zip(pairs, scored, strict=True)]
-    return float(np.mean(total)), float(np.mean(scored))
+    return float(np.mean([p.length for p in pairs])), float(np.mean(scored))
 
 
 def useful_tflop(case: Case) -> float:

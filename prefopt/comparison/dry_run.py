@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from prefopt.model.adapted import AdaptedModel
 from prefopt.model.adapters import AdapterBank
 from prefopt.model.base import Base, load_base
 from prefopt.model.generate import Sample, rows_per_batch, sample
-from prefopt.prepare.onpolicy import encode
+from prefopt.prepare.onpolicy import task_prompts
 from prefopt.prepare.own_pairs import OwnPairs, own_pairs, read_pairs
 from prefopt.runtime import memory
 from prefopt.runtime.device import pick_device, wait
@@ -29,6 +31,25 @@ from prefopt.train.state import Run
 DECODE_STEPS = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a short probe of the real model has measured.
+
+    Attributes:
+        fit: How a step fits the machine.
+        step_s: Seconds of one optimizer step of one run.
+        token_s: Seconds a sampled token takes.
+        score_s: Seconds that scoring a sampled token takes.
+        peak_gib: The most memory that training, sampling or scoring of a group of runs will hold.
+    """
+
+    fit: Fit
+    step_s: float
+    token_s: float
+    score_s: float
+    peak_gib: float
+
+
 def plan(config: Config, *, progress: Progress) -> dict[str, Any]:
     """Runs, steps, tokens, and estimates of memory (GiB) and time (s), by quantity.
 
@@ -37,76 +58,92 @@ def plan(config: Config, *, progress: Progress) -> dict[str, Any]:
     """
     device = pick_device(config.device)
     own = read_pairs(config, progress) if config.data.source else None
-    model = config.model
+    settings = config.model
     progress.stage("reading the task", 0, 1)
     task = load_task(config.task.name, cache=cache_dir() / "tasks")
     progress.stage("loading the model", 0, 1)
-    base = load_base(model.name, dtype=model.dtype, quantization=model.quantization, device=device)
+    base = load_base(settings.name, dtype=settings.dtype, quantization=settings.quantization, device=device)
     pairs, prompts = _pairs(config, own, task, base, progress)
-    train = config.train
-    n_variants, n_seeds = len(config.variants), len(config.seeds)
-    adapted = AdaptedModel.wrap(base, config.lora, size=n_variants + 1)
+    model = AdaptedModel.wrap(base, config.lora, size=len(config.variants) + 1)
+    probe = _probe(config, model, pairs, prompts, progress)
+    return _counts(config, model, pairs, prompts) | _estimates(config, probe, _sampled_tokens(config, prompts))
+
+
+def _probe(
+    config: Config, model: AdaptedModel, pairs: list[TokenPair], prompts: Sequence[tuple[int, ...]], progress: Progress
+) -> Probe:
+    device = model.base.device
     memory.reset_peak(device)
     progress.stage("probing a training step", 0, 1)
-    chosen, step_s, optimizer_gib = _time_steps(config, adapted, pairs)
+    fitted, step_s, optimizer_gib = _time_steps(config, model, pairs)
     train_gib = memory.peak_gib(device) + optimizer_gib
     progress.stage("probing the evaluation", 0, 1)
     memory.reset_peak(device)
-    token_s, cache_gib = _time_decoding(config, adapted, prompts)
+    token_s, cache_gib = _time_decoding(config, model, prompts)
     sample_gib = memory.peak_gib(device) + cache_gib
     memory.reset_peak(device)
-    score_s = _time_scoring(config, adapted, prompts)
-    peaks = (train_gib, sample_gib, memory.peak_gib(device))
-    tokens = [len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs]
-    per_run = round(float(np.mean(tokens)) * train.steps * train.pairs_per_step)
-    evaluation = config.evaluation
-    sampled = len(prompts) * evaluation.samples * evaluation.max_new_tokens * (n_variants + 1) * n_seeds
+    score_s = _time_scoring(config, model, prompts)
+    return Probe(fitted, step_s, token_s, score_s, max(train_gib, sample_gib, memory.peak_gib(device)))
+
+
+def _counts(
+    config: Config, model: AdaptedModel, pairs: list[TokenPair], prompts: Sequence[tuple[int, ...]]
+) -> dict[str, Any]:
+    """What follows from the configuration, the model and the pairs."""
+    train, base = config.train, model.base
     return {
         "name": config.name,
         "variants": ", ".join(variant.name for variant in config.variants),
         "seeds": ", ".join(map(str, config.seeds)),
-        "runs": n_variants * n_seeds,
+        "runs": len(config.variants) * len(config.seeds),
         "optimizer steps a run": train.steps,
         "pairs a step": train.pairs_per_step,
-        "training tokens a run": per_run,
-        "sampled tokens": sampled,
+        "training tokens a run": round(float(np.mean([p.length for p in pairs])) * train.steps * train.pairs_per_step),
+        "sampled tokens": _sampled_tokens(config, prompts),
         "fine-tune of the reference": f"{config.sft_steps} steps" if config.sft_steps else "none",
-        "device": str(device),
+        "device": str(base.device),
         "weights": str(base.dtype).removeprefix("torch.") + ("" if base.packed else f", plain path: {base.why_plain}"),
-        "adapter parameters": adapted.adapters.params.shape[1],
-        "pairs of a pass": chosen.micro_batch,
-        "adapters of a pass": chosen.stack,
-        "checkpointing": chosen.checkpointing,
-        "peak memory of a group, GiB": round(max(peaks), 2),
-        "time to train, s": round(step_s * train.steps * n_variants * n_seeds),
-        "time to sample, s": round(token_s * sampled),
-        "time to score, s": round(score_s * sampled),
+        "adapter parameters": model.adapters.params.shape[1],
+    }
+
+
+def _sampled_tokens(config: Config, prompts: Sequence[tuple[int, ...]]) -> int:
+    """Tokens that all policies and the reference sample, at all seeds, if none ends early."""
+    evaluation = config.evaluation
+    policies = (len(config.variants) + 1) * len(config.seeds)
+    return len(prompts) * evaluation.samples * evaluation.max_new_tokens * policies
+
+
+def _estimates(config: Config, probe: Probe, sampled: int) -> dict[str, Any]:
+    """What the probe says of the whole comparison."""
+    runs = len(config.variants) * len(config.seeds)
+    return {
+        "pairs of a pass": probe.fit.micro_batch,
+        "adapters of a pass": probe.fit.stack,
+        "checkpointing": probe.fit.checkpointing,
+        "peak memory of a group, GiB": round(probe.peak_gib, 2),
+        "time to train, s": round(probe.step_s * config.train.steps * runs),
+        "time to sample, s": round(probe.token_s * sampled),
+        "time to score, s": round(probe.score_s * sampled),
     }
 
 
 def _pairs(
     config: Config, own: OwnPairs | None, task: Task, base: Base, progress: Progress
-) -> tuple[list[TokenPair], list[tuple[int, ...]]]:
+) -> tuple[list[TokenPair], Sequence[tuple[int, ...]]]:
     """Training pairs and evaluation prompts: the user's, or the task's prompts with random responses of full length."""
     if own is not None:
-        train, _, asked, _ = own_pairs(config, own, base, progress)
-        return list(train), list(asked.ids)
-    wanted = config.pairs
-    texts = task.prompts(
-        base.tokenizer,
-        train=wanted.prompts,
-        heldout=wanted.heldout_prompts,
-        evaluation=config.evaluation.prompts,
-        seed=wanted.seed,
-    )
+        prepared = own_pairs(config, own, base, progress)
+        return list(prepared.train), prepared.prompts.ids
+    texts = task_prompts(config, task, base)
     source = np.random.default_rng(0)
 
     def draw() -> tuple[int, ...]:
-        return tuple(source.integers(0, base.head.shape[0], wanted.max_new_tokens).tolist())
+        return tuple(source.integers(0, base.head.shape[0], config.pairs.max_new_tokens).tolist())
 
-    prompts = [encode(base, text) for text in texts.train]
+    prompts = base.encode(texts.train)
     pairs = [TokenPair(prompt, draw(), draw(), i, i, 1.0, 0.0, True, True) for i, prompt in enumerate(prompts)]
-    return pairs, [encode(base, text) for text in texts.evaluation]
+    return pairs, base.encode(texts.evaluation)
 
 
 def _time_steps(config: Config, model: AdaptedModel, pairs: list[TokenPair]) -> tuple[Fit, float, float]:
@@ -114,24 +151,26 @@ def _time_steps(config: Config, model: AdaptedModel, pairs: list[TokenPair]) -> 
     runs = [Run(v.name, v.build(), config.learning_rate(v), slot) for slot, v in enumerate(config.variants)]
     for run in runs:
         model.adapters.initialise(run.slot, 0)
-    chosen = fit(model, runs, pairs, config.train)
-    train = chosen.apply(config.train)
-    longest = sorted(pairs, key=lambda p: -len(p.prompt_ids) - len(p.chosen_ids) - len(p.rejected_ids))
-    runs, rest = runs[: chosen.stack], len(runs) - chosen.stack
+    fitted = fit(model, runs, pairs, config.train)
+    train = fitted.apply(config.train)
+    longest = sorted(pairs, key=lambda pair: -pair.length)
+    runs, rest = runs[: fitted.stack], len(runs) - fitted.stack
     step_seconds(model, runs, longest[: train.pairs_per_step], train)  # decides the peak of memory
-    seconds = step_seconds(model, runs, pairs[: train.pairs_per_step], train) / chosen.stack
+    seconds = step_seconds(model, runs, pairs[: train.pairs_per_step], train) / fitted.stack
     moments = 8 if train.optimizer == "adamw" else 2  # bytes a parameter
-    return chosen, seconds, rest * moments * model.adapters.params.shape[1] / 2**30
+    return fitted, seconds, rest * moments * model.adapters.params.shape[1] / 2**30
 
 
-def _probed(config: Config, bank: AdapterBank, prompts: list[tuple[int, ...]]) -> tuple[slice, list[tuple[int, ...]]]:
+def _probed(
+    config: Config, bank: AdapterBank, prompts: Sequence[tuple[int, ...]]
+) -> tuple[slice, Sequence[tuple[int, ...]]]:
     """The adapters that are sampled together, and the prompts of one batch."""
     adapters = sampled_together(bank, 0)
     rows = (adapters.stop - adapters.start) * config.evaluation.samples
     return adapters, prompts[: max(1, rows_per_batch(bank.params.device) // rows)]
 
 
-def _time_decoding(config: Config, model: AdaptedModel, prompts: list[tuple[int, ...]]) -> tuple[float, float]:
+def _time_decoding(config: Config, model: AdaptedModel, prompts: Sequence[tuple[int, ...]]) -> tuple[float, float]:
     """Seconds a sampled token in one batch, and the GiB that its keys and values will still grow by."""
     evaluation = config.evaluation
     base = model.base
@@ -156,18 +195,18 @@ def _time_decoding(config: Config, model: AdaptedModel, prompts: list[tuple[int,
     return (time.perf_counter() - began) / (rows * DECODE_STEPS), growth
 
 
-def _time_scoring(config: Config, model: AdaptedModel, prompts: list[tuple[int, ...]]) -> float:
+def _time_scoring(config: Config, model: AdaptedModel, prompts: Sequence[tuple[int, ...]]) -> float:
     """Seconds a sampled token that its exact KL and log-probabilities take."""
     evaluation = config.evaluation
     source = np.random.default_rng(0)
     base = model.base
     _, batch = _probed(config, model.adapters, prompts)
-    drawn = [
+    samples = [
         Sample(i, number, tuple(source.integers(0, base.head.shape[0], evaluation.max_new_tokens).tolist()), False)
         for i in range(len(batch))
         for number in range(evaluation.samples)
     ]
     began = time.perf_counter()
-    policy_and_reference(model, 0, batch, drawn)
+    policy_and_reference(model, 0, batch, samples)
     wait(base.device)
-    return (time.perf_counter() - began) / (len(drawn) * evaluation.max_new_tokens)
+    return (time.perf_counter() - began) / (len(samples) * evaluation.max_new_tokens)

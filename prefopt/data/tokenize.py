@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from prefopt.data.encode import Encoder, Rendered, render_pairs
 from prefopt.data.problems import Problems, RowError, or_drop, refuse
 from prefopt.data.render import MARK_START
 from prefopt.data.types import BadRows, Pair, TokenizedPairs, TokenPair
+from prefopt.storage.hashing import digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,7 +69,6 @@ def tokenize_pairs(
     no_eos = [sum(ids[-1] != encoder.eos for ids in side) for side in _sides(kept)]
     return TokenizedPairs(
         pairs=tuple(kept),
-        sha256=hash_ids(kept),
         truncated_chosen=sum(pair.chosen_truncated for pair in kept),
         truncated_rejected=sum(pair.rejected_truncated for pair in kept),
         no_eos_chosen=no_eos[0] / len(kept),
@@ -186,10 +183,5 @@ class _Counts:
 
 
 def hash_ids(pairs: Sequence[TokenPair]) -> str:
-    """Hex SHA-256 of all ids, lengths and prompt ids in order."""
-    digest = hashlib.sha256()
-    for pair in pairs:
-        parts = (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
-        head = (pair.prompt_id, *(len(part) for part in parts))
-        digest.update(np.array([number for part in (head, *parts) for number in part], dtype="<i8").tobytes())
-    return digest.hexdigest()
+    """16 hex digits that change with any token of any pair, and with their order."""
+    return digest([pair.ids for pair in pairs])

@@ -68,6 +68,16 @@ class TokenPair:
     chosen_truncated: bool
     rejected_truncated: bool
 
+    @property
+    def ids(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The tokens of prompt, chosen and rejected."""
+        return self.prompt_ids, self.chosen_ids, self.rejected_ids
+
+    @property
+    def length(self) -> int:
+        """Tokens of the packed row ``[prompt | chosen | rejected]``."""
+        return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
+
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
@@ -121,7 +131,6 @@ class TokenizedPairs:
 
     Attributes:
         pairs: At least one.
-        sha256: Of all ids and lengths in order; 64 hex digits.
         truncated_chosen: Responses cut to the length limit.
         truncated_rejected: Likewise.
         no_eos_chosen: Share of responses in [0, 1] that do not end with the tokenizer's EOS.
@@ -133,7 +142,6 @@ class TokenizedPairs:
     """
 
     pairs: tuple[TokenPair, ...]
-    sha256: str
     truncated_chosen: int
     truncated_rejected: int
     no_eos_chosen: float

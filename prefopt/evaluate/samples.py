@@ -16,6 +16,7 @@ from prefopt.evaluate.divergence import policy_and_reference
 from prefopt.evaluate.diversity import diversity
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.adapters import AdapterBank
+from prefopt.model.base import Base
 from prefopt.model.generate import Sample, sample
 from prefopt.storage.schema import SCORE_COLUMNS
 from prefopt.tasks.base import Task
@@ -27,6 +28,16 @@ class Prompts:
 
     ids: tuple[tuple[int, ...], ...]
     texts: tuple[str, ...]
+
+    @classmethod
+    def of_texts(cls, base: Base, texts: Sequence[str]) -> Prompts:
+        """Plain text, and its tokens."""
+        return cls(tuple(base.encode(texts)), tuple(texts))
+
+    @classmethod
+    def of_ids(cls, base: Base, ids: Sequence[tuple[int, ...]]) -> Prompts:
+        """Tokens, and their text with the control tokens of a chat template."""
+        return cls(tuple(ids), tuple(base.decode(prompt, control=True) for prompt in ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +79,7 @@ def score_samples(
     model: AdaptedModel, slot: int, prompts: Prompts, samples: Sequence[Sample], task: Task
 ) -> PolicySamples:
     """Reward, exact KL per token and log-probabilities of one policy's samples."""
-    responses = [model.base.text(s.tokens) for s in samples]
+    responses = [model.base.decode(s.tokens) for s in samples]
     texts = [prompts.texts[s.prompt] for s in samples]
     kl, logp, ref_logp = policy_and_reference(model, slot, prompts.ids, samples)
     scores = pd.DataFrame(

@@ -18,6 +18,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from prefopt.data import encode_prompts
 from prefopt.errors import MachineError, PrefoptError
 from prefopt.model.checks import check_folder, check_loaded, first_line
 from prefopt.model.packing import ATTENTION, PackedRows, Row, UnsupportedAttention, pack, use_layout
@@ -70,10 +71,16 @@ class Base:
         """The end-of-sequence token."""
         return int(self.tokenizer.eos_token_id)
 
-    def text(self, tokens: Sequence[int]) -> str:
-        """Tokens as text, without the end token and other special ones."""
-        decoded: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return decoded
+    def encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """The tokens of plain-text prompts, with the beginning that the tokenizer gives a text."""
+        return [tuple(ids) for ids in encode_prompts(texts, self.tokenizer)]
+
+    def decode(self, tokens: Sequence[int], *, control: bool = False) -> str:
+        """Tokens as text, to the letter; without control tokens (the end of a response) unless ``control``."""
+        text: str = self.tokenizer.decode(
+            list(tokens), skip_special_tokens=not control, clean_up_tokenization_spaces=False
+        )
+        return text
 
     def hidden(self, rows: PackedRows) -> Tensor:
         """(K*T, d) last hidden states of packed rows; call inside ``use_layout(rows)``."""

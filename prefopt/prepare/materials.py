@@ -10,13 +10,11 @@ from typing import Any
 import torch
 
 from prefopt.config.schema import Config
-from prefopt.data import (
-    TokenPair,
-    require_enough,
-)
+from prefopt.data import TokenPair, hash_ids, require_enough
 from prefopt.evaluate.samples import Prompts
 from prefopt.model.adapted import AdaptedModel
-from prefopt.prepare.onpolicy import encode, make_pairs
+from prefopt.model.base import Base
+from prefopt.prepare.onpolicy import sampled_pairs
 from prefopt.prepare.own_pairs import own_pairs, read_pairs
 from prefopt.prepare.reference import load_reference
 from prefopt.runtime.progress import Progress
@@ -29,7 +27,18 @@ from prefopt.train.pairset import PairSet, reference_logps
 
 @dataclass(frozen=True, slots=True)
 class Materials:
-    """Everything that all runs share."""
+    """Everything that all runs share.
+
+    Attributes:
+        model: The reference as the base, with room for one adapter a variant and one that stays zero.
+        task: Where prompts and rewards come from.
+        train: Training pairs with their reference log-probabilities.
+        heldout: Held-out pairs, likewise.
+        prompts: What policies are evaluated on.
+        data_hash: Of the tokens of all pairs.
+        facts: What was counted while the pairs were made, for the manifest.
+        task_facts: What the manifest says about the task and its reward.
+    """
 
     model: AdaptedModel
     task: Task
@@ -52,51 +61,44 @@ def prepare(config: Config, device: torch.device, progress: Progress) -> Materia
     own = read_pairs(config, progress) if config.data.source else None
     progress.stage("reading the task", 0, 1)
     task = load_task(config.task.name, cache=cache / "tasks")
+    model = _load_model(config, task, device, cache, progress)
+    if own is None:
+        pairs = sampled_pairs(config, model, task, cache, progress)
+    else:
+        pairs = own_pairs(config, own, model.base, progress)
+    require_enough(len(pairs.train), config.train.pairs_per_step)
+    progress.stage("scoring the pairs under the reference", 0, 1)
+    return Materials(
+        model=model,
+        task=task,
+        train=_scored(model.base, pairs.train, cache),
+        heldout=_scored(model.base, pairs.heldout, cache),
+        prompts=pairs.prompts,
+        data_hash=digest([hash_ids(pairs.train), hash_ids(pairs.heldout)]),
+        facts=dict(pairs.facts),
+        task_facts=_task_facts(config, task, pairs.label_accuracy),
+    )
+
+
+def _load_model(config: Config, task: Task, device: torch.device, cache: Path, progress: Progress) -> AdaptedModel:
+    """The reference, with one adapter for each variant and one that stays zero."""
     base = load_reference(config, task, device, cache, progress.stage)
     if not base.packed:
         progress.say(f"plain path, each response in a padded row of its own: {base.why_plain}")
-    model = AdaptedModel.wrap(base, config.lora, size=len(config.variants) + 1)
-    if own is None:
-        train, heldout, prompts, facts = _task_pairs(config, model, task, cache, progress)
-    else:
-        train, heldout, prompts, facts = own_pairs(config, own, base, progress)
-    require_enough(len(train), config.train.pairs_per_step)
-    progress.stage("scoring the pairs under the reference", 0, 1)
-    sets = []
-    hashes = []
-    for some in (train, heldout):
-        hashes.append(digest([[p.prompt_ids, p.chosen_ids, p.rejected_ids] for p in some]))
-        sets.append(PairSet(tuple(some), reference_logps(base, some, data_hash=hashes[-1], cache=cache)))
+    return AdaptedModel.wrap(base, config.lora, size=len(config.variants) + 1)
+
+
+def _scored(base: Base, pairs: Sequence[TokenPair], cache: Path) -> PairSet:
+    return PairSet(tuple(pairs), reference_logps(base, pairs, data_hash=hash_ids(pairs), cache=cache))
+
+
+def _task_facts(config: Config, task: Task, label_accuracy: float | None) -> dict[str, Any]:
     accuracy = task.reward_report() if task.has_reward else {}
-    task_facts = {
+    return {
         "name": config.task.name,
         "reward": "log-odds of positive sentiment" if task.has_reward else "",
         "reward_accuracy": accuracy.get("accuracy_full_reviews"),
         "reward_figures": dict(accuracy),
-        "label_accuracy": facts.pop("label_accuracy", None),
+        "label_accuracy": label_accuracy,
         "fingerprint": task.fingerprint,
     }
-    return Materials(model, task, sets[0], sets[1], prompts, digest(hashes), facts, task_facts)
-
-
-def _task_pairs(
-    config: Config, model: AdaptedModel, task: Task, cache: Path, progress: Progress
-) -> tuple[Sequence[TokenPair], Sequence[TokenPair], Prompts, dict[str, Any]]:
-    progress.stage("sampling responses for the pairs", 0, 1)
-    wanted = config.pairs
-    texts = task.prompts(
-        model.base.tokenizer,
-        train=wanted.prompts,
-        heldout=wanted.heldout_prompts,
-        evaluation=config.evaluation.prompts,
-        seed=wanted.seed,
-    )
-    made = make_pairs(model, task, texts, config, cache)
-    prompts = Prompts(tuple(encode(model.base, text) for text in texts.evaluation), texts.evaluation)
-    facts = {
-        "truncated_chosen": sum(p.chosen_truncated for p in made.train),
-        "truncated_rejected": sum(p.rejected_truncated for p in made.train),
-        "dropped_rows": 0,
-        "label_accuracy": made.label_accuracy,
-    }
-    return made.train, made.heldout, prompts, facts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -12,58 +11,66 @@ import pandas as pd
 
 from prefopt.config.schema import Config, Pairs
 from prefopt.data import TokenPair
+from prefopt.evaluate.samples import Prompts
 from prefopt.model import generate
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
+from prefopt.prepare.pairs import PreparedPairs
+from prefopt.runtime.progress import Progress
 from prefopt.runtime.seeding import numpy_generator
 from prefopt.storage.cache import kept_frame
 from prefopt.storage.hashing import digest
 from prefopt.tasks.base import Task, TaskPrompts
 
-COLUMNS = ("prompt", "chosen", "rejected", "chosen_score", "rejected_score")
+
+def task_prompts(config: Config, task: Task, base: Base) -> TaskPrompts:
+    """The task's prompts for training pairs, held-out pairs and evaluation, as many of each as the settings say."""
+    return task.prompts(
+        base.tokenizer,
+        train=config.pairs.prompts,
+        heldout=config.pairs.heldout_prompts,
+        evaluation=config.evaluation.prompts,
+        seed=config.pairs.seed,
+    )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class MadePairs:
-    """Pairs for training and held-out ones, with the share of labels that agree with the gold reward.
-
-    Attributes:
-        train: Tokenised training pairs.
-        heldout: Tokenised held-out pairs, of other prompts; their labels are never flipped by ``label_noise``.
-        label_accuracy: Share of training pairs whose chosen response has the larger reward.
-        hash: Of the tokens and labels.
-    """
-
-    train: tuple[TokenPair, ...]
-    heldout: tuple[TokenPair, ...]
-    label_accuracy: float
-    hash: str
-
-
-def make_pairs(model: AdaptedModel, task: Task, prompts: TaskPrompts, config: Config, cache: Path) -> MadePairs:
-    """Sample, score and label pairs, or take them from the cache.
+def sampled_pairs(config: Config, model: AdaptedModel, task: Task, cache: Path, progress: Progress) -> PreparedPairs:
+    """Pairs of the reference's own responses to the task's prompts, labelled by its gold reward.
 
     Responses with equal tokens make no pair. Held-out pairs are labelled without added noise.
     """
+    progress.stage("sampling responses for the pairs", 0, 1)
     settings = config.pairs
-    drawn = _responses(model, task, prompts, settings, cache)
-    n_train = len(prompts.train)
-    train = label(drawn[drawn["prompt_id"] < n_train], settings, noise=settings.label_noise)
-    heldout = label(drawn[drawn["prompt_id"] >= n_train], settings, noise=0.0)
+    prompts = task_prompts(config, task, model.base)
+    responses = sampled_responses(model, task, [*prompts.train, *prompts.heldout], settings, cache)
+    for_training = responses["prompt_id"] < len(prompts.train)
+    train = label(responses[for_training], settings, noise=settings.label_noise)
+    heldout = label(responses[~for_training], settings, noise=0.0)
     right = [(p.chosen_score or 0.0) > (p.rejected_score or 0.0) for p in train]
-    content = [[p.prompt_ids, p.chosen_ids, p.rejected_ids] for p in (*train, *heldout)]
-    return MadePairs(tuple(train), tuple(heldout), float(np.mean(right)), digest(content))
+    facts = {
+        "truncated_chosen": sum(p.chosen_truncated for p in train),
+        "truncated_rejected": sum(p.rejected_truncated for p in train),
+        "dropped_rows": 0,
+    }
+    evaluation = Prompts.of_texts(model.base, prompts.evaluation)
+    return PreparedPairs(tuple(train), tuple(heldout), evaluation, facts, label_accuracy=float(np.mean(right)))
 
 
-def _responses(model: AdaptedModel, task: Task, prompts: TaskPrompts, settings: Pairs, cache: Path) -> pd.DataFrame:
-    """Columns prompt_id, prompt_ids, tokens, finished, reward: the reference's samples, cached."""
-    texts = [*prompts.train, *prompts.heldout]
+def sampled_responses(
+    model: AdaptedModel, task: Task, texts: Sequence[str], settings: Pairs, cache: Path
+) -> pd.DataFrame:
+    """The reference's responses to prompts with their gold rewards, sampled or taken from the cache.
+
+    Columns prompt_id (position in ``texts``), prompt_ids, tokens, finished, reward. The key of the cache is all that
+    decides the tokens: weights, task, prompts, settings, kind of device and version of the sampler.
+    """
     base = model.base
     shape = settings.model_dump(include={"samples", "max_new_tokens", "temperature", "seed"})
+    key = digest([base.hash, task.fingerprint, list(texts), shape, base.device.type, generate.SAMPLER_VERSION])
 
     def draw() -> pd.DataFrame:
-        ids = [encode(base, text) for text in texts]
-        drawn = generate.sample(
+        ids = base.encode(texts)
+        samples = generate.sample(
             model,
             ids,
             adapters=None,
@@ -72,36 +79,30 @@ def _responses(model: AdaptedModel, task: Task, prompts: TaskPrompts, settings: 
             temperature=settings.temperature,
             seed=settings.seed,
         )[0]
-        responses = [base.text(s.tokens) for s in drawn]
+        responses = [base.decode(s.tokens) for s in samples]
         return pd.DataFrame(
             {
-                "prompt_id": [s.prompt for s in drawn],
-                "prompt_ids": [list(ids[s.prompt]) for s in drawn],
-                "tokens": [list(s.tokens) for s in drawn],
-                "finished": [s.finished for s in drawn],
-                "reward": task.reward([texts[s.prompt] for s in drawn], responses),
+                "prompt_id": [s.prompt for s in samples],
+                "prompt_ids": [list(ids[s.prompt]) for s in samples],
+                "tokens": [list(s.tokens) for s in samples],
+                "finished": [s.finished for s in samples],
+                "reward": task.reward([texts[s.prompt] for s in samples], responses),
             }
         )
 
-    key = digest([base.hash, task.fingerprint, texts, shape, base.device.type, generate.SAMPLER_VERSION])
     return kept_frame(cache / "responses" / f"{key}.sealed", draw)
 
 
-def encode(base: Base, text: str) -> tuple[int, ...]:
-    """A plain-text prompt as tokens, with the tokenizer's own beginning."""
-    return tuple(base.tokenizer(text)["input_ids"])
-
-
-def label(drawn: pd.DataFrame, settings: Pairs, *, noise: float) -> list[TokenPair]:
+def label(responses: pd.DataFrame, settings: Pairs, *, noise: float) -> list[TokenPair]:
     """All pairs of different responses of each prompt, labelled.
 
     Args:
-        drawn: As from ``_responses``.
+        responses: As from ``sampled_responses``.
         settings: Kind and scale of the labels, and their seed.
         noise: Share of labels flipped afterwards, each independently.
     """
     pairs: list[TokenPair] = []
-    for prompt_id, group in drawn.groupby("prompt_id", sort=True):
+    for prompt_id, group in responses.groupby("prompt_id", sort=True):
         random = numpy_generator(settings.seed, "labels", int(prompt_id))
         rows = list(group.itertuples(index=False))
         for first, second in combinations(rows, 2):
@@ -130,18 +131,12 @@ def label(drawn: pd.DataFrame, settings: Pairs, *, noise: float) -> list[TokenPa
 def as_rows(base: Base, pairs: Sequence[TokenPair]) -> list[dict[str, str | float | None]]:
     """Pairs as text in the field's standard columns, with the gold rewards as scores."""
     return [
-        dict(
-            zip(
-                COLUMNS,
-                (
-                    base.text(p.prompt_ids),
-                    base.text(p.chosen_ids),
-                    base.text(p.rejected_ids),
-                    p.chosen_score,
-                    p.rejected_score,
-                ),
-                strict=True,
-            )
-        )
-        for p in pairs
+        {
+            "prompt": base.decode(pair.prompt_ids),
+            "chosen": base.decode(pair.chosen_ids),
+            "rejected": base.decode(pair.rejected_ids),
+            "chosen_score": pair.chosen_score,
+            "rejected_score": pair.rejected_score,
+        }
+        for pair in pairs
     ]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from prefopt.config.schema import Config
 from prefopt.data import (
     LoadedPairs,
     Pair,
-    TokenPair,
     check_no_leak,
     check_unchanged,
     load_pairs,
@@ -21,12 +18,19 @@ from prefopt.data import (
 )
 from prefopt.evaluate.samples import Prompts
 from prefopt.model.base import Base
+from prefopt.prepare.pairs import PreparedPairs
 from prefopt.runtime.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)
 class OwnPairs:
-    """The user's pairs as read, before any model is loaded: training and held-out rows, and what was found."""
+    """The user's pairs as read, before any model is loaded.
+
+    Attributes:
+        sources: The file of the pairs, and that of the held-out ones where it is a file of its own.
+        train: Training rows.
+        heldout: Held-out rows, of other prompts.
+    """
 
     sources: tuple[LoadedPairs, ...]
     train: tuple[Pair, ...]
@@ -56,10 +60,8 @@ def read_pairs(config: Config, progress: Progress) -> OwnPairs:
     return OwnPairs(sources, train, heldout)
 
 
-def own_pairs(
-    config: Config, own: OwnPairs, base: Base, progress: Progress
-) -> tuple[Sequence[TokenPair], Sequence[TokenPair], Prompts, dict[str, Any]]:
-    """The user's pairs, tokenised, the prompts to evaluate on, and what was counted on the way.
+def own_pairs(config: Config, own: OwnPairs, base: Base, progress: Progress) -> PreparedPairs:
+    """The user's pairs, tokenised; the first held-out prompts are those to evaluate on.
 
     Raises:
         DataError: For rows that do not fit the model.
@@ -72,7 +74,7 @@ def own_pairs(
     for warning in (*train.warnings, *heldout.warnings):
         progress.say(warning)
     ids = list(dict.fromkeys(p.prompt_ids for p in heldout.pairs))[: config.evaluation.prompts]
-    prompts = Prompts(tuple(ids), tuple(base.tokenizer.decode(list(i)) for i in ids))
     for source in own.sources:
         check_unchanged(source)
-    return train.pairs, heldout.pairs, prompts, pair_facts(own.sources, train, heldout)
+    facts = pair_facts(own.sources, train, heldout)
+    return PreparedPairs(train.pairs, heldout.pairs, Prompts.of_ids(base, ids), facts)

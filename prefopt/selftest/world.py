@@ -22,13 +22,13 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from prefopt.config.schema import Lora, Pairs
+from prefopt.data import hash_ids
 from prefopt.model.adapted import AdaptedModel, one
 from prefopt.model.base import Base, choose_path
 from prefopt.model.generate import Sample, sample
 from prefopt.model.logps import score_rows
 from prefopt.model.packing import Row
 from prefopt.prepare.onpolicy import label
-from prefopt.storage.hashing import digest
 from prefopt.tasks.base import DataTask
 from prefopt.train.pairset import PairSet, reference_logps
 
@@ -98,21 +98,21 @@ class World:
     """The model, its adapters, and pairs of responses that it gave itself."""
 
     model: AdaptedModel
-    drawn: pd.DataFrame
-    heldout_drawn: pd.DataFrame
+    responses: pd.DataFrame
+    heldout_responses: pd.DataFrame
     cache: Path
 
     def train(self, noise: float) -> PairSet:
         """Training pairs, a share ``noise`` of them mislabelled."""
-        return self._pairs(self.drawn, noise)
+        return self._pairs(self.responses, noise)
 
     def heldout(self, noise: float = 0.0) -> PairSet:
         """Held-out pairs: other prompts, other responses."""
-        return self._pairs(self.heldout_drawn, noise)
+        return self._pairs(self.heldout_responses, noise)
 
-    def _pairs(self, drawn: pd.DataFrame, noise: float) -> PairSet:
-        pairs = label(drawn, Pairs(labels="argmax", seed=1), noise=noise)
-        key = digest([[p.prompt_ids, p.chosen_ids, p.rejected_ids] for p in pairs])
+    def _pairs(self, responses: pd.DataFrame, noise: float) -> PairSet:
+        pairs = label(responses, Pairs(labels="argmax", seed=1), noise=noise)
+        key = hash_ids(pairs)
         with self.model.off():
             return PairSet(tuple(pairs), reference_logps(self.model.base, pairs, data_hash=key, cache=self.cache))
 
@@ -136,24 +136,24 @@ def make_world(cache: Path, *, slots: int) -> World:
     split = 2 * len(PROMPTS) // 3
     order = np.random.default_rng(3).permutation(len(PROMPTS))
     parts = []
-    for some in (order[:split], order[split:]):
-        chosen = [PROMPTS[i] for i in some]
-        drawn = sample(
-            model, chosen, adapters=None, samples=8, max_new_tokens=LONGEST, temperature=1.0, seed=11,
-            prompt_ids=[int(i) for i in some],
+    for numbers in (order[:split], order[split:]):
+        prompts = [PROMPTS[i] for i in numbers]
+        samples = sample(
+            model, prompts, adapters=None, samples=8, max_new_tokens=LONGEST, temperature=1.0, seed=11,
+            prompt_ids=[int(i) for i in numbers],
         )[0]  # fmt: skip
-        parts.append(_frame(drawn, some))
+        parts.append(_frame(samples, numbers))
     return World(model, parts[0], parts[1], cache)
 
 
-def _frame(drawn: Sequence[Sample], prompts: npt.NDArray[np.int64]) -> pd.DataFrame:
+def _frame(samples: Sequence[Sample], prompts: npt.NDArray[np.int64]) -> pd.DataFrame:
     return pd.DataFrame(
         {
-            "prompt_id": [int(prompts[s.prompt]) for s in drawn],
-            "prompt_ids": [PROMPTS[prompts[s.prompt]] for s in drawn],
-            "tokens": [s.tokens for s in drawn],
-            "finished": [s.finished for s in drawn],
-            "reward": [reward(s.tokens) for s in drawn],
+            "prompt_id": [int(prompts[s.prompt]) for s in samples],
+            "prompt_ids": [PROMPTS[prompts[s.prompt]] for s in samples],
+            "tokens": [s.tokens for s in samples],
+            "finished": [s.finished for s in samples],
+            "reward": [reward(s.tokens) for s in samples],
         }
     )
 

@@ -71,22 +71,22 @@ def fit(model: AdaptedModel, runs: Sequence[Run], pairs: Sequence[TokenPair], co
         MachineError: If not even one pair with recomputed activations fits.
     """
     base, bank = model.base, model.adapters
-    longest = max(pairs, key=_tokens)
+    longest = max(pairs, key=lambda pair: pair.length)
     free = free_bytes(base.device) * MEMORY_SHARE
     checkpointing = bool(config.checkpointing) if config.checkpointing != "auto" else False
     set_checkpointing(base, checkpointing)
     per_token = activation_bytes(model, longest)
-    if config.checkpointing == "auto" and per_token * _tokens(longest) > free:
+    if config.checkpointing == "auto" and per_token * longest.length > free:
         checkpointing = True
         set_checkpointing(base, True)
         per_token = activation_bytes(model, longest)
-    if per_token * _tokens(longest) > free / MEMORY_SHARE:
+    if per_token * longest.length > free / MEMORY_SHARE:
         raise MachineError(
-            f"one pair of {_tokens(longest)} tokens needs {per_token * _tokens(longest) / 2**30:.1f} GiB for its "
+            f"one pair of {longest.length} tokens needs {per_token * longest.length / 2**30:.1f} GiB for its "
             f"activations, and {free / MEMORY_SHARE / 2**30:.1f} GiB are free: lower data.max_length, take a smaller "
             "model, or --quantization nf4"
         )
-    room = max(1, int(min(free // per_token, MAX_TOKENS)) // _tokens(longest))  # pairs x adapters of a pass
+    room = max(1, int(min(free // per_token, MAX_TOKENS)) // longest.length)  # pairs x adapters of a pass
     micro = config.micro_batch if config.micro_batch != "auto" else min(config.pairs_per_step, room)
     if config.stack != "auto":
         stack = config.stack
@@ -94,13 +94,9 @@ def fit(model: AdaptedModel, runs: Sequence[Run], pairs: Sequence[TokenPair], co
         stack = 1  # bound by arithmetic, which stacking does not save
     else:
         stack = fastest_stack(model, runs, pairs, config, widest=max(1, room // micro))
-    tokens = micro * stack * _tokens(longest)
+    tokens = micro * stack * longest.length
     adapters = bank.params.shape[0] * bank.params.shape[1] * 4 * 2 + len(runs) * bank.params.shape[1] * 4 * 2
     return Fit(micro, stack, checkpointing, per_token, int(adapters + tokens * per_token + 3 * 4 * CHUNK_ELEMENTS))
-
-
-def _tokens(pair: TokenPair) -> int:
-    return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
 
 
 def activation_bytes(model: AdaptedModel, pair: TokenPair) -> int:

@@ -39,7 +39,7 @@ MICROBATCH_TOKENS = 16384  # of one pass with gradients, where micro_batch is "a
 def split_microbatches(pairs: Sequence[TokenPair], config: Train) -> list[slice]:
     """Slices of the optimizer batch; all runs of a comparison get the same."""
     if config.micro_batch == "auto":
-        longest = max(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
+        longest = max(pair.length for pair in pairs)
         size = max(1, MICROBATCH_TOKENS // longest)
     else:
         size = config.micro_batch

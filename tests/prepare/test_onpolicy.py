@@ -1,4 +1,4 @@
-"""On-policy pairs: all pairs of a prompt, labelled by the gold reward as asked."""
+"""On-policy pairs: all pairs of a prompt, labelled by the gold reward in the way that the settings name."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from prefopt.config.schema import Lora, Pairs
 from prefopt.model import generate
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
-from prefopt.prepare import onpolicy
-from prefopt.prepare.onpolicy import label
-from prefopt.tasks.base import TaskPrompts
+from prefopt.prepare.onpolicy import label, sampled_responses
 
 
 def responses(prompts: int, samples: int = 4, spread: float = 1.0) -> pd.DataFrame:
@@ -43,32 +41,32 @@ def test_every_pair_of_a_prompt_is_labelled_once() -> None:
 
 
 def test_bradley_terry_labels_follow_the_reward() -> None:
-    drawn = responses(800)
+    sampled = responses(800)
     for scale in (0.5, 1.0, 3.0):
-        pairs = label(drawn, Pairs(scale=scale), noise=0.0)
+        pairs = label(sampled, Pairs(scale=scale), noise=0.0)
         gaps = np.array([abs(p.chosen_score - p.rejected_score) for p in pairs])  # type: ignore[operator]
         expected = (1 / (1 + np.exp(-scale * gaps))).mean()
         assert right(pairs) == pytest.approx(expected, abs=0.02)
 
 
 def test_noise_flips_a_share_and_no_other_label() -> None:
-    drawn = responses(400)
-    clean, noisy = (label(drawn, Pairs(), noise=share) for share in (0.0, 0.2))
+    sampled = responses(400)
+    clean, noisy = (label(sampled, Pairs(), noise=share) for share in (0.0, 0.2))
     flipped = np.mean([a.chosen_ids != b.chosen_ids for a, b in zip(clean, noisy, strict=True)])
     assert flipped == pytest.approx(0.2, abs=0.03)
-    assert right(label(drawn, Pairs(labels="argmax"), noise=0.5)) == pytest.approx(0.5, abs=0.03)
+    assert right(label(sampled, Pairs(labels="argmax"), noise=0.5)) == pytest.approx(0.5, abs=0.03)
 
 
 def test_equal_responses_make_no_pair() -> None:
-    drawn = responses(1)
-    drawn["tokens"] = [[1], [1], [2], [2]]
-    assert len(label(drawn, Pairs(), noise=0.0)) == 4
+    sampled = responses(1)
+    sampled["tokens"] = [[1], [1], [2], [2]]
+    assert len(label(sampled, Pairs(), noise=0.0)) == 4
 
 
 def test_a_prompt_more_moves_no_label() -> None:
-    drawn = responses(6)
-    few = label(drawn[drawn["prompt_id"] < 4], Pairs(), noise=0.1)
-    many = label(drawn, Pairs(), noise=0.1)
+    sampled = responses(6)
+    few = label(sampled[sampled["prompt_id"] < 4], Pairs(), noise=0.1)
+    many = label(sampled, Pairs(), noise=0.1)
     assert many[: len(few)] == few
 
 
@@ -78,10 +76,10 @@ def test_responses_of_another_sampler_are_not_taken_from_the_cache(
     base = tiny_base()
     model = AdaptedModel.wrap(base, Lora(rank=2, alpha=4), size=1)
     task: Any = SimpleNamespace(fingerprint="toy", reward=lambda texts, responses: np.zeros(len(texts)))
-    asked, settings = TaskPrompts(("the cat", "a dog"), (), ()), Pairs(samples=2, max_new_tokens=3)
+    texts, settings = ("the cat", "a dog"), Pairs(samples=2, max_new_tokens=3)
 
     def kept() -> int:
-        onpolicy._responses(model, task, asked, settings, tmp_path)
+        sampled_responses(model, task, texts, settings, tmp_path)
         return len(list((tmp_path / "responses").glob("*.sealed")))
 
     assert kept() == kept() == 1
