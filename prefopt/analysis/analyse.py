@@ -49,7 +49,7 @@ def analyse(comparison: Comparison) -> Row:
     cells = Cells(comparison.scores)
     delta = float(manifest.config.get("evaluation", {}).get("delta", DELTA))
     judge = next(iter(comparison.judges()), None)
-    found: Row = {
+    results: Row = {
         "schema": SCHEMA,
         "name": manifest.name or comparison.root.name,
         "settings": {"alpha": verdicts.ALPHA, "delta": delta},
@@ -69,23 +69,23 @@ def analyse(comparison: Comparison) -> Row:
         **_judged(comparison, cells, judge, names, delta),
     }
     per_seed = {
-        row["a"]: dict(zip(row["per_seed_at"], row["per_seed"], strict=True)) for row in found["versus_reference"]
+        row["a"]: dict(zip(row["per_seed_at"], row["per_seed"], strict=True)) for row in results["versus_reference"]
     }
-    found["frontier"] = frontier(comparison, cells, names, per_seed)
-    found["matched_kl"] = matched_kl(comparison, cells)
-    _add_sentences(found)
-    found["leaderboard"] = _leaderboard(comparison, found)
-    found["seed_table"] = _seed_table(comparison, found)
-    found["checks"] = soundness(comparison, found)
-    found["warnings"] = warnings(found)
-    found["answers"] = answers(found)
-    return found
+    results["frontier"] = frontier(comparison, cells, names, per_seed)
+    results["matched_kl"] = matched_kl(comparison, cells)
+    _add_sentences(results)
+    results["leaderboard"] = _leaderboard(comparison, results)
+    results["seed_table"] = _seed_table(comparison, results)
+    results["checks"] = soundness(comparison, results)
+    results["warnings"] = warnings(results)
+    results["answers"] = answers(results)
+    return results
 
 
 def _judged(comparison: Comparison, cells: Cells, judge: str | None, names: Sequence[str], delta: float) -> Row:
     """Everything that needs verdicts; the same keys with nothing in them where there are none."""
     judges, bounds = judge_quality(comparison)
-    found: Row = {
+    results: Row = {
         "versus_reference": [],
         "pairs": [],
         "families": [],
@@ -98,24 +98,24 @@ def _judged(comparison: Comparison, cells: Cells, judge: str | None, names: Sequ
         "judge_bounds": bounds,
     }
     if judge is None:
-        return found
+        return results
     scores = Scores(comparison.judgements[comparison.judgements["judge"] == judge])
     against = verdicts.compare(comparison, scores, [(name, schema.REFERENCE) for name in names], delta)
     against.sort(key=lambda row: (row["verdict"] == "INCOMPLETE", -row["value"]))
     judged = [row["a"] for row in against]
     order = [*judged, *(name for name in names if name not in judged)]
-    found["versus_reference"] = against
-    found["pairs"] = verdicts.every_pair(comparison, scores, order, delta)
-    found["families"] = verdicts.families(against, found["pairs"])
-    found["matrix"] = winrates.matrix(
-        [name for name in order if any(name in (row["a"], row["b"]) for row in [*against, *found["pairs"]])],
+    results["versus_reference"] = against
+    results["pairs"] = verdicts.every_pair(comparison, scores, order, delta)
+    results["families"] = verdicts.families(against, results["pairs"])
+    results["matrix"] = winrates.matrix(
+        [name for name in order if any(name in (row["a"], row["b"]) for row in [*against, *results["pairs"]])],
         against,
-        found["pairs"],
+        results["pairs"],
     )
-    found["ratings"], found["misfit"] = winrates.ratings(comparison, scores, order)
-    found["length_control"] = winrates.length_control(scores, cells, judged)
-    found["power"] = winrates.power(scores, against)
-    return found
+    results["ratings"], results["misfit"] = winrates.ratings(comparison, scores, order)
+    results["length_control"] = winrates.length_control(scores, cells, judged)
+    results["power"] = winrates.power(scores, against)
+    return results
 
 
 def _setup(comparison: Comparison, judge: str | None) -> Row:
@@ -210,24 +210,24 @@ def matched_kl(comparison: Comparison, cells: Cells) -> list[Row]:
             curves[name] = (np.stack([np.zeros_like(per_seed), per_seed]), np.stack([reference, reward]))
     rows = []
     for a, b in combinations(curves, 2):
-        found = stats.reward_at_matched_kl(*curves[a], *curves[b])
-        if found is not None:
-            rows.append({"a": a, "b": b, "at": found.at, "difference": as_interval(found.difference)})
+        matched = stats.reward_at_matched_kl(*curves[a], *curves[b])
+        if matched is not None:
+            rows.append({"a": a, "b": b, "at": matched.at, "difference": as_interval(matched.difference)})
     return rows
 
 
-def _add_sentences(found: Row) -> None:
+def _add_sentences(results: Row) -> None:
     """A sentence on every comparison, with what length and distance have to do with it."""
-    controlled = {row["variant"]: row["controlled_interval"] for row in found["length_control"]}
-    gain = {row["variant"]: row["gain"] for row in found["rewards"]}
-    kl = {row["variant"]: row["kl"] for row in found["kl"]}
-    matched = {frozenset((row["a"], row["b"])): row for row in found["matched_kl"]}
-    for row in found["versus_reference"]:
+    controlled = {row["variant"]: row["controlled_interval"] for row in results["length_control"]}
+    gain = {row["variant"]: row["gain"] for row in results["rewards"]}
+    kl = {row["variant"]: row["kl"] for row in results["kl"]}
+    matched = {frozenset((row["a"], row["b"])): row for row in results["matched_kl"]}
+    for row in results["versus_reference"]:
         name = row["a"]
         row["sentence"] = comparison_sentence(row) + reference_context(
             controlled.get(name), gain.get(name), kl.get(name)
         )
-    for row in found["pairs"]:
+    for row in results["pairs"]:
         at = matched.get(frozenset((row["a"], row["b"])))
         if at is not None and at["a"] != row["a"]:
             low, high = at["difference"]["low"], at["difference"]["high"]
@@ -236,15 +236,15 @@ def _add_sentences(found: Row) -> None:
         row["sentence"] = comparison_sentence(row) + pair_context(at, settled=row["verdict"] == "BETTER")
 
 
-def _leaderboard(comparison: Comparison, found: Mapping[str, Any]) -> list[Row]:
+def _leaderboard(comparison: Comparison, results: Mapping[str, Any]) -> list[Row]:
     """One row a variant, by win rate where there is one; variants that did not finish come last."""
     by = {
-        key: {row["variant"]: row for row in found[key]}
+        key: {row["variant"]: row for row in results[key]}
         for key in ("rewards", "kl", "text", "cost", "margins", "ratings", "length_control")
     }
-    wins = {row["a"]: row for row in found["versus_reference"]}
+    wins = {row["a"]: row for row in results["versus_reference"]}
     rows = []
-    for entry in found["variants"]:
+    for entry in results["variants"]:
         name = entry["variant"]
         win = wins.get(name, {})
         rows.append(
@@ -273,12 +273,12 @@ def _finished(count: int, planned: int) -> str:
     return f"{count}/{planned}" if count == planned else f"n = {count}/{planned} INCOMPLETE"
 
 
-def _seed_table(comparison: Comparison, found: Mapping[str, Any]) -> list[Row]:
-    points = {(point["variant"], point["seed"]): point for point in found["frontier"]["points"]}
+def _seed_table(comparison: Comparison, results: Mapping[str, Any]) -> list[Row]:
+    points = {(point["variant"], point["seed"]): point for point in results["frontier"]["points"]}
     heldout = comparison.history[comparison.history["split"] == "heldout"].sort_values("step")
     last = {key: frame.iloc[-1] for key, frame in heldout.groupby(["variant", "seed"])}
     rows = []
-    for run in found["runs"]:
+    for run in results["runs"]:
         key = (run["variant"], run["seed"])
         point, end = points.get(key, {}), last.get(key, pd.Series(dtype=float))
         rows.append(

@@ -18,14 +18,14 @@ FEW_SEEDS = 5
 
 def warnings(results: Row) -> list[dict[str, str]]:
     """What limits the conclusions, gravest first: {level: danger | warn | note, title, text}."""
-    found = [
+    cautions = [
         *_run_warnings(results),
         *_check_warnings(results),
         *_judge_warnings(results),
         *_data_warnings(results),
     ]
     order = {"danger": 0, "warn": 1, "note": 2}
-    return sorted(found, key=lambda warning: order[warning["level"]])
+    return sorted(cautions, key=lambda warning: order[warning["level"]])
 
 
 def _warning(level: str, title: str, text: str) -> dict[str, str]:
@@ -33,10 +33,10 @@ def _warning(level: str, title: str, text: str) -> dict[str, str]:
 
 
 def _run_warnings(results: Row) -> list[dict[str, str]]:
-    found = []
+    cautions = []
     seeds = len(results["seeds"])
     if seeds == 1:
-        found.append(
+        cautions.append(
             _warning(
                 "danger",
                 "One seed",
@@ -48,7 +48,7 @@ def _run_warnings(results: Row) -> list[dict[str, str]]:
     if bad:
         detail = "; ".join(f"{run['variant']} seed {run['seed']} {run['outcome']}" for run in bad[:12])
         more = f"; and {len(bad) - 12} more" if len(bad) > 12 else ""
-        found.append(
+        cautions.append(
             _warning(
                 "danger",
                 "Runs did not finish",
@@ -56,7 +56,7 @@ def _run_warnings(results: Row) -> list[dict[str, str]]:
             )
         )
     if 1 < seeds < FEW_SEEDS:
-        found.append(
+        cautions.append(
             _warning(
                 "warn",
                 f"Only {seeds} seeds",
@@ -64,15 +64,15 @@ def _run_warnings(results: Row) -> list[dict[str, str]]:
                 "INCONCLUSIVE means that the data cannot say, not that two losses are equal.",
             )
         )
-    return found
+    return cautions
 
 
 def _check_warnings(results: Row) -> list[dict[str, str]]:
     failed = selftest_failures(results)
-    found = [
+    cautions = [
         _warning("danger", "Self-test failed", f"{listed(failed, 4)}. Verdicts of this code are not to be trusted.")
     ]
-    return (found if failed else []) + [
+    return (cautions if failed else []) + [
         _warning("danger", f"Check failed: {check['name']}", check["detail"])
         for check in results["checks"]
         if not check["passed"]
@@ -80,9 +80,9 @@ def _check_warnings(results: Row) -> list[dict[str, str]]:
 
 
 def _judge_warnings(results: Row) -> list[dict[str, str]]:
-    found = []
+    cautions = []
     if results["setup"]["judge"] is None:
-        found.append(
+        cautions.append(
             _warning(
                 "warn",
                 "No judge",
@@ -90,7 +90,7 @@ def _judge_warnings(results: Row) -> list[dict[str, str]]:
                 "and these results hold none. Everything else is shown.",
             )
         )
-    found.extend(
+    cautions.extend(
         _warning(
             "warn",
             f"Judge {row['judge']}: {percent(row['invalid_share'])} of its verdicts are unusable",
@@ -101,7 +101,7 @@ def _judge_warnings(results: Row) -> list[dict[str, str]]:
         for row in results["judges"]
         if row["invalid_share"] and row["invalid_share"] > INVALID_ALARM
     )
-    found.extend(
+    cautions.extend(
         _warning("danger", f"Judge {row['judge']} is unreliable", "; ".join(row["problems"]) + ".")
         for row in results["judges"]
         if row["problems"]
@@ -112,14 +112,14 @@ def _judge_warnings(results: Row) -> list[dict[str, str]]:
         if row["controlled"] is not None and abs(row["controlled"] - row["raw"]) > LENGTH_ALARM
     ]
     if long:
-        found.append(
+        cautions.append(
             _warning(
                 "warn",
                 "Length explains part of the win rate",
                 f"At equal length the win rate of {listed(long)} moves by more than {100 * LENGTH_ALARM:.0f} points.",
             )
         )
-    return found
+    return cautions
 
 
 def _withheld(results: Row) -> str:
@@ -130,17 +130,17 @@ def _withheld(results: Row) -> str:
 
 
 def _data_warnings(results: Row) -> list[dict[str, str]]:
-    found = []
+    cautions = []
     data = results["setup"]["data"]
     cut = (data.get("truncated_chosen") or 0) + (data.get("truncated_rejected") or 0)
     if cut:
-        found.append(
+        cautions.append(
             _warning(
                 "note", "Truncated responses", f"{counted(cut, 'response')} of the pairs were cut at the length limit."
             )
         )
     if data.get("dropped_rows"):
-        found.append(
+        cautions.append(
             _warning("note", "Dropped rows", f"{counted(data['dropped_rows'], 'row')} of the data could not be used.")
         )
     unfinished = [
@@ -149,7 +149,7 @@ def _data_warnings(results: Row) -> list[dict[str, str]]:
         if row["finished"]["value"] is not None and 1 - row["finished"]["value"] > UNFINISHED_ALARM
     ]
     if unfinished:
-        found.append(
+        cautions.append(
             _warning(
                 "note",
                 "Most samples reach the length limit",
@@ -158,7 +158,7 @@ def _data_warnings(results: Row) -> list[dict[str, str]]:
             )
         )
     if len(results["variants"]) > 1:
-        found.append(
+        cautions.append(
             _warning(
                 "note",
                 "One setting of each loss",
@@ -167,4 +167,4 @@ def _data_warnings(results: Row) -> list[dict[str, str]]:
                 "such.",
             )
         )
-    return found
+    return cautions

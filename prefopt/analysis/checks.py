@@ -15,7 +15,7 @@ NULL_LOSS = "noop"
 Row = dict[str, Any]
 
 
-def soundness(comparison: Comparison, found: Mapping[str, Any]) -> list[Row]:
+def soundness(comparison: Comparison, results: Mapping[str, Any]) -> list[Row]:
     """What must hold in any sound comparison, with what was found."""
     checks = [
         {
@@ -36,14 +36,14 @@ def soundness(comparison: Comparison, found: Mapping[str, Any]) -> list[Row]:
                 "detail": f"largest log-ratio margin at step 0: {found_there}",
             }
         )
-    nulls = [entry["variant"] for entry in found["variants"] if entry["loss"] == NULL_LOSS]
+    nulls = [entry["variant"] for entry in results["variants"] if entry["loss"] == NULL_LOSS]
     checks.extend(
         {
             "name": f"{row['variant']} stays at the reference",
             "passed": row["exactly_zero"],
             "detail": f"its KL is {'exactly 0' if row['exactly_zero'] else row['kl']['value']}",
         }
-        for row in found["kl"]
+        for row in results["kl"]
         if row["variant"] in nulls
     )
     checks.extend(
@@ -52,7 +52,7 @@ def soundness(comparison: Comparison, found: Mapping[str, Any]) -> list[Row]:
             "passed": row["low"] <= 0.5 <= row["high"],
             "detail": f"{100 * row['value']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]",
         }
-        for row in found["versus_reference"]
+        for row in results["versus_reference"]
         if row["a"] in nulls
     )
     return checks

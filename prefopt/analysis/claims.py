@@ -89,9 +89,9 @@ def _side(text: str, names: Collection[str], whole: str) -> Side:
         return Side(text, 0.0)
     if (number := _number(text)) is not None:
         return Side(None, number)
-    if found := _OFFSET.fullmatch(text):
-        inner = _side(found["term"], names, whole)
-        return Side(inner.name, inner.plus + float(found["sign"] + found["number"]))
+    if parts := _OFFSET.fullmatch(text):
+        inner = _side(parts["term"], names, whole)
+        return Side(inner.name, inner.plus + float(parts["sign"] + parts["number"]))
     if not text:
         raise UsageError(f'--assert "{whole}": {_EXAMPLE}')
     raise UsageError(f'--assert "{whole}": no variant {text!r}{did_you_mean(text, [*names])}')
@@ -129,8 +129,8 @@ def _outcome(claim: Claim, frame: pd.DataFrame, planned: Sequence[int]) -> Outco
         if lacking or not len(there):
             where = f" at seed {lacking[0]}" if lacking else ""
             raise ClaimError(f'"{claim.text}" cannot be checked: {name} has no win rate{where}')
-    some = frame[frame["variant"].isin(claim.names) & frame["seed"].isin(planned)]
-    wide = some.pivot(index=["seed", "prompt_id"], columns="variant", values="score").dropna()
+    scores = frame[frame["variant"].isin(claim.names) & frame["seed"].isin(planned)]
+    wide = scores.pivot(index=["seed", "prompt_id"], columns="variant", values="score").dropna()
     left, right = (_values(side, wide) for side in (claim.left, claim.right))
     cells = stats.to_cells(left - right, wide.index.get_level_values(0), wide.index.get_level_values(1))[0]
     difference = stats.two_way(cells)

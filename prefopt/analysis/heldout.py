@@ -21,15 +21,15 @@ Row = dict[str, Any]
 
 def heldout_tables(pairs: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
     """``margins``, ``calibration_table``, ``displacement`` rows and ``calibration`` bins by variant."""
-    found: dict[str, Any] = {"margins": [], "calibration_table": [], "displacement": [], "calibration": {}}
+    tables: dict[str, Any] = {"margins": [], "calibration_table": [], "displacement": [], "calibration": {}}
     for name in names:
         own = pairs[(pairs["variant"] == name) & np.isfinite(pairs[list(LOGPS)]).all(axis=1)]
         if len(own[["seed", "prompt_id"]].drop_duplicates()) < 2:
             continue  # one cell has a mean but no uncertainty
         margins = stats.margins(*(own[column] for column in LOGPS))
         metrics = stats.pair_metrics(margins.logratio, own["seed"], own["prompt_id"])
-        found["margins"].append(_margins(own, margins, metrics, name))
-        found["calibration_table"].append(
+        tables["margins"].append(_margins(own, margins, metrics, name))
+        tables["calibration_table"].append(
             {
                 "variant": name,
                 "tau": metrics.tau,
@@ -40,13 +40,13 @@ def heldout_tables(pairs: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
             }
         )
         if metrics.tau:
-            found["calibration"][name] = [
+            tables["calibration"][name] = [
                 {"predicted": one.confidence, "observed": one.accuracy, "n": one.n} for one in metrics.bins
             ]
-        found["displacement"].append(_displacement(own, name))
-    if found["margins"]:
-        found["margins"].append(_reference_row(pairs))
-    return found
+        tables["displacement"].append(_displacement(own, name))
+    if tables["margins"]:
+        tables["margins"].append(_reference_row(pairs))
+    return tables
 
 
 def _mean(values: Any, own: pd.DataFrame, *, share: bool = False) -> dict[str, float | None]:
@@ -72,12 +72,12 @@ def _margins(own: pd.DataFrame, margins: stats.Margins, metrics: stats.PairMetri
 def _gold_correlation(own: pd.DataFrame, margin: np.ndarray) -> float | None:
     """Spearman's correlation of margin and gold reward difference, mean over seeds; None without either."""
     gap = (own["gold_chosen"] - own["gold_rejected"]).to_numpy(float)
-    found = []
+    correlations = []
     for seed in own["seed"].unique():
         at = (own["seed"] == seed).to_numpy() & np.isfinite(gap)
         if at.sum() > 2 and np.ptp(margin[at]) > 0 and np.ptp(gap[at]) > 0:
-            found.append(float(distributions.spearmanr(margin[at], gap[at]).statistic))
-    return number(np.mean(found)) if found else None
+            correlations.append(float(distributions.spearmanr(margin[at], gap[at]).statistic))
+    return number(np.mean(correlations)) if correlations else None
 
 
 def _reference_row(pairs: pd.DataFrame) -> Row:
@@ -94,11 +94,11 @@ def _reference_row(pairs: pd.DataFrame) -> Row:
 def _displacement(own: pd.DataFrame, name: str) -> Row:
     chosen = (own["logps_chosen"] - own["ref_logps_chosen"]).to_numpy(float)
     rejected = (own["logps_rejected"] - own["ref_logps_rejected"]).to_numpy(float)
-    found = stats.displacement(chosen, rejected, own["seed"], own["prompt_id"])
+    shifts = stats.displacement(chosen, rejected, own["seed"], own["prompt_id"])
     return {
         "variant": name,
-        "chosen": as_interval(found.chosen),
-        "rejected": as_interval(found.rejected),
+        "chosen": as_interval(shifts.chosen),
+        "rejected": as_interval(shifts.rejected),
         "fell": float((chosen < 0).mean()),
-        "displaced": as_interval(found.share),
+        "displaced": as_interval(shifts.share),
     }

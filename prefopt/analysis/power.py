@@ -97,26 +97,26 @@ def answer(
     }
 
 
-def as_text(found: dict[str, Any]) -> str:
+def as_text(power: dict[str, Any]) -> str:
     """The answer for people: a sentence, then a table."""
-    sizes = f"{found['seeds']} seed{'s' * (found['seeds'] > 1)} and {found['prompts']} prompts"
-    source = found.get("source")
+    sizes = f"{power['seeds']} seed{'s' * (power['seeds'] > 1)} and {power['prompts']} prompts"
+    source = power.get("source")
     lines = [
-        f"With {sizes}, a win rate {100 * found['minimum_detectable']:.1f} points from one half is found with 80 % "
-        f"power (two-sided, {100 * found['alpha']:.2g} % level).",
-        f"Standard deviations {'measured in ' + source if source else 'assumed'}: seeds {100 * found['seed_sd']:.1f}, "
-        f"prompts {100 * found['prompt_sd']:.1f}, the rest {100 * found['rest_sd']:.1f} points.",
+        f"With {sizes}, a win rate {100 * power['minimum_detectable']:.1f} points from one half is found with 80 % "
+        f"power (two-sided, {100 * power['alpha']:.2g} % level).",
+        f"Standard deviations {'measured in ' + source if source else 'assumed'}: seeds {100 * power['seed_sd']:.1f}, "
+        f"prompts {100 * power['prompt_sd']:.1f}, the rest {100 * power['rest_sd']:.1f} points.",
     ]
-    if found["seeds"] == 1:
+    if power["seeds"] == 1:
         lines.append("One seed speaks about one trained model; of the loss it says nothing.")
     lines += ["", f"{'difference':>12}{'power':>9}{'seeds needed':>15}{'prompts needed':>17}"]
-    for row in found["effects"]:
+    for row in power["effects"]:
         seeds = row["seeds_needed"] or f"> {MOST_SEEDS}"
         prompts = row["prompts_needed"] or "none suffices"
         lines.append(f"{100 * row['difference']:>10.1f} p{100 * row['power']:>7.0f} %{seeds:>15}{prompts:>17}")
     lines += [
         "",
-        f"Seeds needed: at {found['prompts']} prompts. Prompts needed: at {found['seeds']} seeds; more prompts cannot "
+        f"Seeds needed: at {power['prompts']} prompts. Prompts needed: at {power['seeds']} seeds; more prompts cannot "
         "make up for seeds that differ.",
     ]
     return "\n".join(lines)

@@ -8,36 +8,36 @@ from typing import Any
 Row = Mapping[str, Any]
 
 
-def selftest_facts(found: Row | None) -> dict[str, Any] | None:
+def selftest_facts(outcome: Row | None) -> dict[str, Any] | None:
     """What ``results.json`` holds of a self-test, None where there was none."""
-    if found is None:
+    if outcome is None:
         return None
-    controls = [dict(row) for row in found["controls"]]
+    controls = [dict(row) for row in outcome["controls"]]
     return {
         "controls": controls,
         "passed": sum(bool(row["passed"]) for row in controls),
-        "levels": list(found.get("levels", [])),
-        "seed": found.get("seed"),
-        "version": str(found.get("prefopt_version", "?")),
+        "levels": list(outcome.get("levels", [])),
+        "seed": outcome.get("seed"),
+        "version": str(outcome.get("prefopt_version", "?")),
     }
 
 
 LEVELS = {0: "statistics", 1: "training"}
 
 
-def measured(found: Row) -> list[str]:
+def measured(outcome: Row) -> list[str]:
     """The rates that a verdict rests on, as sentences."""
     said = []
-    if rates := _range(found, "false-positives/"):
+    if rates := _range(outcome, "false-positives/"):
         said.append(
             f"Of two equally good policies one was called better in {rates} of simulated comparisons (5 % meant)."
         )
-    if rates := _range(found, "family-wise/reference/", "family-wise/pairs/"):
+    if rates := _range(outcome, "family-wise/reference/", "family-wise/pairs/"):
         said.append(
             f"After Holm's correction any false difference came up in {rates} of simulated families (at most 5 % "
             "meant, but for the error of the simulation)."
         )
-    if rates := _range(found, "coverage/"):
+    if rates := _range(outcome, "coverage/"):
         said.append(f"95 % intervals held the true win rate in {rates}.")
     return said
 
@@ -48,10 +48,12 @@ def single_t(results: Row) -> str:
     return "" if not rate else f" (in {rate} of simulated families of 15 comparisons without a difference)"
 
 
-def _range(found: Row, *prefixes: str) -> str:
+def _range(outcome: Row, *prefixes: str) -> str:
     """Lowest to highest value of some controls, in %; empty where there is none."""
     values = [
-        100 * row["value"] for row in found["controls"] if row["name"].startswith(prefixes) and row["value"] is not None
+        100 * row["value"]
+        for row in outcome["controls"]
+        if row["name"].startswith(prefixes) and row["value"] is not None
     ]
     if not values:
         return ""

@@ -127,10 +127,12 @@ def every_pair(comparison: Comparison, scores: Scores, order: Sequence[str], del
 
 def families(versus_reference: Sequence[Row], pairs: Sequence[Row]) -> list[Row]:
     """The two families of tests, and how many differences each settled."""
-    found = []
+    summaries = []
     for name, rows in (("every variant against the reference", versus_reference), ("every pair of variants", pairs)):
         tested = [row for row in rows if row["p_holm"] is not None]
         if tested:
             rejected = sum(row["verdict"] in ("BETTER", "WORSE") for row in tested)
-            found.append({"family": name, "tests": len(tested), "method": "Holm", "alpha": ALPHA, "rejected": rejected})
-    return found
+            summaries.append(
+                {"family": name, "tests": len(tested), "method": "Holm", "alpha": ALPHA, "rejected": rejected}
+            )
+    return summaries

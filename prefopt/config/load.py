@@ -137,10 +137,10 @@ def parse_value(text: str) -> Any:
 
 def _pairs_of(option: str, text: str) -> dict[str, str]:
     """``ours=theirs,...`` as a dictionary."""
-    found = dict(part.partition("=")[::2] for part in text.split(","))
-    if not all(key.strip() and value.strip() for key, value in found.items()):
+    names = dict(part.partition("=")[::2] for part in text.split(","))
+    if not all(key.strip() and value.strip() for key, value in names.items()):
         raise UsageError(f"{option} {text}: write ours=theirs,ours=theirs, such as prompt=question,chosen=best")
-    return {key.strip(): value.strip() for key, value in found.items()}
+    return {key.strip(): value.strip() for key, value in names.items()}
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -151,10 +151,10 @@ def parse_seeds(text: str) -> list[int]:
     """
     seeds: list[int] = []
     for part in text.split(","):
-        found = _SEEDS.fullmatch(part)
-        if found is None or int(found[2] or found[1]) < int(found[1]):
+        match = _SEEDS.fullmatch(part)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
             raise UsageError(f"--seeds {text[:100]}: write 0-2 or 0,1,5")
-        first, last = int(found[1]), int(found[2] or found[1])
+        first, last = int(match[1]), int(match[2] or match[1])
         if len(seeds) + last - first >= _MAX_SEEDS:
             raise UsageError(f"--seeds {text[:100]}: more than {_MAX_SEEDS:,} seeds")
         seeds.extend(range(first, last + 1))

@@ -141,7 +141,7 @@ class Encoder:
 
     def _cut_after_end(self, text: str) -> tuple[str, bool]:
         """A template's response without what follows its end token, and whether there is one."""
-        last = max((found.end() for found in self.control.finditer(text)), default=0)
+        last = max((match.end() for match in self.control.finditer(text)), default=0)
         # A marked token is followed by its mark, which is no white space.
         if last and not text[last:].strip():
             return text[:last], True

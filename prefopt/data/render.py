@@ -71,18 +71,18 @@ def render_chats(
             "or give prompt, chosen and rejected as text"
         )
     rendered: list[str | RowError] = []
-    some: list[tuple[tuple[Message, ...], bool]] = []
+    batch: list[tuple[tuple[Message, ...], bool]] = []
     chars = 0
     for chat in chats:
-        some.append(chat)
+        batch.append(chat)
         chars += sum(len(message.content) for message in chat[0])
-        if len(some) == _CHATS_PER_PROCESS or chars > _CHARS_PER_PROCESS:
-            rendered += _render_some(some, tokenizer, control)
-            some, chars = [], 0
-    return rendered + (_render_some(some, tokenizer, control) if some else [])
+        if len(batch) == _CHATS_PER_PROCESS or chars > _CHARS_PER_PROCESS:
+            rendered += _render_batch(batch, tokenizer, control)
+            batch, chars = [], 0
+    return rendered + (_render_batch(batch, tokenizer, control) if batch else [])
 
 
-def _render_some(
+def _render_batch(
     chats: Sequence[tuple[tuple[Message, ...], bool]], tokenizer: PreTrainedTokenizerBase, control: re.Pattern[str]
 ) -> list[str | RowError]:
     template = tokenizer.get_chat_template()

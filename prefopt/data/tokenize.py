@@ -89,11 +89,11 @@ def _encode(rendered: Sequence[Rendered | RowError], encoder: Encoder) -> list[I
     try:
         encoded: dict[int, Ids | RowError] = {}
         for chat in (False, True):
-            some = [text for text in good if text.chat == chat]
-            prompts = encoder.prompts([text.prompt for text in some], chat=chat)
-            chosen = encoder.responses([text.chosen for text in some], chat=chat)
-            rejected = encoder.responses([text.rejected for text in some], chat=chat)
-            encoded |= {id(text): ids for text, *ids in zip(some, prompts, chosen, rejected, strict=True)}  # type: ignore[misc]
+            alike = [text for text in good if text.chat == chat]
+            prompts = encoder.prompts([text.prompt for text in alike], chat=chat)
+            chosen = encoder.responses([text.chosen for text in alike], chat=chat)
+            rejected = encoder.responses([text.rejected for text in alike], chat=chat)
+            encoded |= {id(text): ids for text, *ids in zip(alike, prompts, chosen, rejected, strict=True)}  # type: ignore[misc]
     except RowError as problem:
         if len(rendered) == 1:
             return [problem]

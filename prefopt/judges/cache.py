@@ -55,16 +55,16 @@ class Cache:
     def get(self, keys: Iterable[str]) -> dict[str, float]:
         """The values of those keys that are there, and are what was put there."""
         wanted = list(dict.fromkeys(keys))
-        found: dict[str, float] = {}
+        answers: dict[str, float] = {}
         try:
             for start in range(0, len(wanted), _AT_ONCE):
-                some = wanted[start : start + _AT_ONCE]
+                part = wanted[start : start + _AT_ONCE]
                 question = "SELECT key, value, seal FROM sealed WHERE key IN (SELECT value FROM json_each(?))"
-                with closing(self._db.execute(question, (json.dumps(some),))) as rows:
-                    found.update((key, value) for key, value, seal in rows if seal == _seal(key, value))
+                with closing(self._db.execute(question, (json.dumps(part),))) as rows:
+                    answers.update((key, value) for key, value, seal in rows if seal == _seal(key, value))
         except sqlite3.Error as problem:
             raise self._failure(problem) from None
-        return found
+        return answers
 
     def put(self, values: Mapping[str, float]) -> None:
         """Add values, all or none of them."""

@@ -54,11 +54,11 @@ class ControlRow:
 def questions(prompts: Sequence[str], answers: Sequence[str]) -> dict[str, list[Shown]]:
     """Control questions, the control's text first, against real answers to real prompts."""
     texts = {"constant": CONSTANT, "empty": "", "injection": INJECTION}
-    found = {
+    others = {
         name: [Shown(prompt, text, answer) for prompt, answer in zip(prompts, answers, strict=True)]
         for name, text in texts.items()
     }
-    return {"identical": [Shown(p, a, a) for p, a in zip(prompts, answers, strict=True)], **found}
+    return {"identical": [Shown(p, a, a) for p, a in zip(prompts, answers, strict=True)], **others}
 
 
 def row(control: str, scores: np.ndarray) -> ControlRow:

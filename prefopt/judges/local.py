@@ -42,11 +42,11 @@ class LocalJudge:
                 yield i, Verdict(None, f"question of {len(tokens)} tokens; the model reads {self.window}")
         fitting = [(i, tokens) for i, tokens in rows if len(tokens) < self.window]
         for start in range(0, len(fitting), QUESTIONS_PER_PASS):
-            some = fitting[start : start + QUESTIONS_PER_PASS]
-            self.calls += len(some)
-            logps = self._logps([tokens for _, tokens in some])
+            batch = fitting[start : start + QUESTIONS_PER_PASS]
+            self.calls += len(batch)
+            logps = self._logps([tokens for _, tokens in batch])
             self._mass.extend(np.exp(logps).sum(1))
-            for (i, _), (a, b) in zip(some, logps, strict=True):
+            for (i, _), (a, b) in zip(batch, logps, strict=True):
                 if np.isfinite(a) and np.isfinite(b):
                     yield i, Verdict(float(1 / (1 + np.exp(np.clip(b - a, -700, 700)))))
                 else:

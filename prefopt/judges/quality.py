@@ -27,24 +27,24 @@ def unusable_shares(judgements: pd.DataFrame) -> dict[str, Any]:
     return {"invalid_share": share(judgements), "invalid_by_variant": by_variant}
 
 
-def problems(found: dict[str, Any]) -> list[str]:
+def problems(quality: dict[str, Any]) -> list[str]:
     """What a reader must know before they believe this judge; empty where there is nothing."""
     said = [
-        f"the judge fails the control with {_SAYS[row['control']]}" for row in found["controls"] if not row["passed"]
+        f"the judge fails the control with {_SAYS[row['control']]}" for row in quality["controls"] if not row["passed"]
     ]
-    same = found["position_consistency"]
+    same = quality["position_consistency"]
     if same is not None and same < LEAST_CONSISTENT:
         said.append(
             f"it names the same winner in both orders in only {100 * same:.0f} % of comparisons; on average "
-            f"{100 * found['first_position']:.0f} % of its preference is for the response shown first"
+            f"{100 * quality['first_position']:.0f} % of its preference is for the response shown first"
         )
-    share, parts = found["invalid_share"], [v for v in found["invalid_by_variant"].values() if v is not None]
+    share, parts = quality["invalid_share"], [v for v in quality["invalid_by_variant"].values() if v is not None]
     if share is not None and share > MOST_UNUSABLE:
         said.append(f"{100 * share:.1f} % of its comparisons are unusable")
     if parts and max(parts) - min(parts) > MOST_UNUSABLE_APART:
         said.append(f"unusable shares differ between variants, from {100 * min(parts):.1f} to {100 * max(parts):.1f} %")
-    if len(found["facts"].get("served", ())) > 1:
-        said.append(f"the server changed its model under way: {', '.join(found['facts']['served'])}")
+    if len(quality["facts"].get("served", ())) > 1:
+        said.append(f"the server changed its model under way: {', '.join(quality['facts']['served'])}")
     return said
 
 

@@ -80,20 +80,20 @@ def questions(folder: ResultsFolder, *, pairs: str = "reference", prompts: int |
     return Questions(pd.concat(parts, ignore_index=True), samples.reset_index(drop=True), variants)
 
 
-def to_ask(asked: Questions, *, with_controls: bool = True) -> list[Shown]:
+def to_ask(questions: Questions, *, with_controls: bool = True) -> list[Shown]:
     """Every distinct question in both orders; identical texts are a tie and are asked about only as a control."""
-    distinct = dict.fromkeys(question for question in asked.shown() if question.first != question.second)
-    found = dict.fromkeys(one for question in distinct for one in (question, question.swapped()))
+    distinct = dict.fromkeys(question for question in questions.shown() if question.first != question.second)
+    both_orders = dict.fromkeys(one for question in distinct for one in (question, question.swapped()))
     if with_controls:
-        for group in controls.questions(*asked.control_texts()).values():
-            found.update(dict.fromkeys(one for question in group for one in (question, question.swapped())))
-    return list(found)
+        for group in controls.questions(*questions.control_texts()).values():
+            both_orders.update(dict.fromkeys(one for question in group for one in (question, question.swapped())))
+    return list(both_orders)
 
 
-def write_questions(asked: Questions) -> str:
+def write_questions(questions: Questions) -> str:
     """JSONL for people or other tools to fill in; which text is the variant's alternates and is not said."""
     lines = []
-    for number, question in enumerate(to_ask(asked, with_controls=False)[::2]):
+    for number, question in enumerate(to_ask(questions, with_controls=False)[::2]):
         shown = question if number % 2 else question.swapped()
         lines.append({"prompt": shown.prompt, "a": shown.first, "b": shown.second, "verdict": None})
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -95,8 +95,8 @@ class RewardModelJudge:
         start = 0
         while start < len(order):
             size = max(1, TOKENS_PER_BATCH // len(rows[order[start]]))
-            some = order[start : start + size]
-            out[some] = self._forward([rows[i] for i in some])
+            batch = order[start : start + size]
+            out[batch] = self._forward([rows[i] for i in batch])
             start += size
         if not np.isfinite(out).all():
             raise MachineError(f"{self.name}: {int((~np.isfinite(out)).sum())} of {len(out)} rewards are not finite")

@@ -48,8 +48,8 @@ def load_reference(
         save_model(folder, base.model, base.tokenizer)
 
     folder = kept_folder(cache / "references" / key, make)
-    made = load_base(str(folder), dtype=settings.dtype, quantization=settings.quantization, device=device)
-    return replace(made, revision=base.revision)
+    reference = load_base(str(folder), dtype=settings.dtype, quantization=settings.quantization, device=device)
+    return replace(reference, revision=base.revision)
 
 
 def _fine_tune(base: Base, task: Task, config: Config, progress: Callable[[str, int, int], None]) -> None:

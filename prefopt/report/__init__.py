@@ -34,29 +34,29 @@ def build(folder: Path) -> Path:
         UnequalConditions: If two variants of one seed were not trained or evaluated alike.
     """
     comparison = load(folder)
-    found = analyse(comparison)
-    tables = build_tables(found)
-    drawn = render.render(found)
-    page = html.render(found, tables, drawn, side_by_side(comparison, found))
+    results = analyse(comparison)
+    tables = build_tables(results)
+    figures = render.render(results)
+    page = html.render(results, tables, figures, side_by_side(comparison, results))
 
-    formats.write_json(folder / "results.json", found)
+    formats.write_json(folder / "results.json", results)
     for name, table in tables.items():
         formats.write_frame(folder / "tables" / f"{name}.csv", to_frame(table))
         formats.write_text(folder / "tables" / f"{name}.md", to_markdown(table))
-    for name, (svg, png) in drawn.items():
+    for name, (svg, png) in figures.items():
         durable.write_bytes(folder / "figures" / f"{name}.svg", svg)
         durable.write_bytes(folder / "figures" / f"{name}.png", png)
-    _remove_stale(folder, tables, drawn)
-    formats.write_text(folder / "report.md", markdown.render(found, tables, drawn))
+    _remove_stale(folder, tables, figures)
+    formats.write_text(folder / "report.md", markdown.render(results, tables, figures))
     formats.write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
-def _remove_stale(folder: Path, tables: Collection[str], drawn: Collection[str]) -> None:
+def _remove_stale(folder: Path, tables: Collection[str], figures: Collection[str]) -> None:
     """Take away tables and figures of an earlier report that this one does not have."""
     for place, known, kept, kinds in (
         ("tables", BUILDERS, tables, ("csv", "md")),
-        ("figures", render.FIGURES, drawn, ("svg", "png")),
+        ("figures", render.FIGURES, figures, ("svg", "png")),
     ):
         for name in set(known) - set(kept):
             for kind in kinds:

@@ -246,7 +246,7 @@ def sections(results: Row, tables: Collection[str], figures: Collection[str]) ->
         Sections with their text, and of tables and figures only those that there are.
     """
     names = (results["matrix"] or {"names": ()})["names"]
-    found = []
+    sections = []
     for one in SECTIONS:
         large = [name for name in one.tables if name == "matrix" and len(names) > MOST_OPEN_MATRIX]
         kept = replace(
@@ -257,5 +257,5 @@ def sections(results: Row, tables: Collection[str], figures: Collection[str]) ->
             folded=[name for name in (*large, *one.folded) if name in tables],
         )
         if kept.always or kept.figures or kept.tables or kept.folded:
-            found.append(kept)
-    return found
+            sections.append(kept)
+    return sections

@@ -11,21 +11,21 @@ from prefopt.report.tables.table import Column, Table
 
 def selftest_text(results: Row) -> tuple[str, ...]:
     """What the self-test is and what it found, or the command that runs it."""
-    found = results["selftest"]
-    if found is None:
+    outcome = results["selftest"]
+    if outcome is None:
         return (
             "Not run for these results. It puts questions with a known answer to the code that made this page: how "
             "often it finds a difference where there is none, how often its intervals hold the truth, whether "
             f"training and sampling agree with enumeration. `prefopt selftest --out results/{results['name']}` runs "
             f"it in a few minutes, and `prefopt report results/{results['name']}` then shows its numbers here.",
         )
-    levels = listed([f"{level} ({LEVELS[level]})" for level in found["levels"] if level in LEVELS])
-    total = len(found["controls"])
+    levels = listed([f"{level} ({LEVELS[level]})" for level in outcome["levels"] if level in LEVELS])
+    total = len(outcome["controls"])
     opening = (
-        f"Questions with a known answer, put to the code that made this page (prefopt {found['version']}, seed "
-        f"{found['seed']}, level {levels}): {found['passed']} of {counted(total, 'control')} passed."
+        f"Questions with a known answer, put to the code that made this page (prefopt {outcome['version']}, seed "
+        f"{outcome['seed']}, level {levels}): {outcome['passed']} of {counted(total, 'control')} passed."
     )
-    return (" ".join([opening, *measured(found)]),)
+    return (" ".join([opening, *measured(outcome)]),)
 
 
 def selftest_table(results: Row) -> Table:

@@ -69,8 +69,8 @@ def _likelihood_ratings(wins: Array) -> Array:
     def loss(theta: Array) -> float:
         return float(-(wins * -np.logaddexp(0, theta[None, :] - theta[:, None])).sum() + theta.sum() ** 2)
 
-    found = optimize.minimize(loss, np.zeros(len(wins)), method="BFGS", options={"gtol": 1e-8})
-    return np.asarray(found.x - found.x.mean())
+    optimum = optimize.minimize(loss, np.zeros(len(wins)), method="BFGS", options={"gtol": 1e-8})
+    return np.asarray(optimum.x - optimum.x.mean())
 
 
 def length_control(rng: np.random.Generator) -> list[Control]:

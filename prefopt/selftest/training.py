@@ -98,9 +98,9 @@ def _train(
 
 def _sample(here: world.World, names: list[str], seed: int) -> dict[str, PolicySamples]:
     prompts = Prompts(tuple(world.PROMPTS), tuple(" ".join(f"w{i}" for i in p) for p in world.PROMPTS))
-    drawn = draw_samples(here.model, slice(0, len(names)), prompts, EVALUATION, seed=seed)
+    samples = draw_samples(here.model, slice(0, len(names)), prompts, EVALUATION, seed=seed)
     return {
-        name: score_samples(here.model, slot, prompts, drawn[slot], world.Task()) for slot, name in enumerate(names)
+        name: score_samples(here.model, slot, prompts, samples[slot], world.Task()) for slot, name in enumerate(names)
     }
 
 

@@ -91,7 +91,7 @@ def read_folder(path: Path) -> dict[str, bytes]:
         DamagedError: If the manifest is missing, or a file that it names is, or has other bytes. Other files are
             never opened.
     """
-    found = {}
+    files = {}
     for name, (size, expected) in _listed(path).items():
         try:
             data = (path / name).read_bytes()
@@ -99,8 +99,8 @@ def read_folder(path: Path) -> dict[str, bytes]:
             raise DamagedError(f"{path / name}: {problem.strerror}") from None
         if len(data) != size or hashlib.sha256(data).hexdigest() != expected:
             raise DamagedError(f"{path / name} has other bytes than were written")
-        found[name] = data
-    return found
+        files[name] = data
+    return files
 
 
 def check_folder(path: Path) -> None:
@@ -120,8 +120,8 @@ def check_folder(path: Path) -> None:
             raise DamagedError(f"{path / name}: {problem.strerror}") from None
         if (entry["size"], entry["sha256"]) != wanted:
             raise DamagedError(f"{path / name} has other bytes than were written")
-    found = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
-    if more := sorted(found - {*listed, MANIFEST}):
+    present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+    if more := sorted(present - {*listed, MANIFEST}):
         raise DamagedError(f"{path / more[0]} is not in the manifest")
 
 

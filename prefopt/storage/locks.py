@@ -40,7 +40,7 @@ def hold(root: Path, *, wait: bool = False, say: Callable[[str], None] = lambda 
         MachineError: If files cannot be written, renamed or locked there.
     """
     require_no_links(root)
-    made = [path for path in (root, *root.parents) if not path.exists()]
+    new_folders = [path for path in (root, *root.parents) if not path.exists()]
     before = {path.name for path in root.iterdir()} if root.is_dir() else set()
     descriptor: list[int] = []
     path = root / LOCK
@@ -74,7 +74,7 @@ def hold(root: Path, *, wait: bool = False, say: Callable[[str], None] = lambda 
         if LOCK not in before and root.is_dir() and {path.name for path in root.iterdir()} == {LOCK, *before}:
             with suppress(OSError):
                 path.unlink()
-                for folder in made:
+                for folder in new_folders:
                     folder.rmdir()
         lock.release()
 

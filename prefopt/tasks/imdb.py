@@ -91,19 +91,19 @@ class ImdbTask:
         rng = numpy_generator(seed, "prompts")
         order = rng.permutation(len(reviews))
         limits = rng.integers(MIN_PROMPT_TOKENS, MAX_PROMPT_TOKENS + 1, size=len(reviews))
-        found: dict[str, str] = {}
+        distinct: dict[str, str] = {}
         for start in range(0, len(order), _TEXT_PIECES):
-            if len(found) >= wanted:
+            if len(distinct) >= wanted:
                 break
             chosen = order[start : start + _TEXT_PIECES]
             for prompt in _prefixes([reviews[i] for i in chosen], limits[chosen].tolist(), tokenizer):
-                found.setdefault(unicodedata.normalize("NFC", prompt), prompt)
-        if len(found) < wanted:
+                distinct.setdefault(unicodedata.normalize("NFC", prompt), prompt)
+        if len(distinct) < wanted:
             raise UsageError(
                 f"task imdb: {train} + {heldout} + {evaluation} prompts were asked for, and there are "
-                f"{len(found)}; lower the numbers of prompts"
+                f"{len(distinct)}; lower the numbers of prompts"
             )
-        prompts = list(found.values())
+        prompts = list(distinct.values())
         return TaskPrompts(
             train=tuple(prompts[:train]),
             heldout=tuple(prompts[train : train + heldout]),
@@ -157,7 +157,7 @@ def _read_reviews() -> pd.DataFrame:
 def clean(text: str) -> str:
     """The review without mark-up, with Windows-1252 remains decoded and white space collapsed."""
     text = re.sub(r"</?[a-zA-Z][^<>]{0,40}>", " ", html.unescape(text))
-    text = re.sub(r"[\x80-\x9f]", lambda found: found[0].encode("latin-1").decode("cp1252", "ignore"), text)
+    text = re.sub(r"[\x80-\x9f]", lambda match: match[0].encode("latin-1").decode("cp1252", "ignore"), text)
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 

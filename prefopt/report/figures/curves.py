@@ -28,8 +28,8 @@ def learning_curves(results: Results) -> Figure | None:
     if len(curves) > MOST_LINES:
         return _many_margins(results, curves)
     style = looks([entry["variant"] for entry in results["variants"]])
-    made = figure(10.0, 3.7)
-    for axes, (key, label, scale) in zip(made.subplots(1, len(PANELS)), PANELS, strict=True):
+    fig = figure(10.0, 3.7)
+    for axes, (key, label, scale) in zip(fig.subplots(1, len(PANELS)), PANELS, strict=True):
         for name, curve in curves.items():
             line = curve[key]
             look = style[name]
@@ -46,14 +46,14 @@ def learning_curves(results: Results) -> Figure | None:
         axes.set_xlabel("training step")
         axes.set_title(label, fontweight="normal")
         grid(axes)
-    handles, labels = made.axes[0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8))
-    return made
+    handles, labels = fig.axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8))
+    return fig
 
 
 def _many_margins(results: Results, curves: Mapping[str, Any]) -> Figure:
     """The log-ratio margin of each variant in its own panel, over the range of all variants in grey."""
-    made, places = _panels(len(curves))
+    fig, places = _panels(len(curves))
     everyone = [
         (curve["logratio/margins"]["step"], _array(curve["logratio/margins"]["mean"])) for curve in curves.values()
     ]
@@ -73,11 +73,11 @@ def _many_margins(results: Results, curves: Mapping[str, Any]) -> Figure:
         axes.set_title(short(name, 22), fontsize=8)
         grid(axes)
     panel_labels(
-        made,
+        fig,
         "training step (grey: range of all variants; %: final held-out accuracy)",
         "held-out log-ratio margin, nats",
     )
-    return made
+    return fig
 
 
 def logps_curves(results: Results) -> Figure | None:
@@ -85,7 +85,7 @@ def logps_curves(results: Results) -> Figure | None:
     curves = {name: curve for name, curve in results["trajectories"].items() if curve}
     if not curves:
         return None
-    made, places = _panels(len(curves), legend=True)
+    fig, places = _panels(len(curves), legend=True)
     for axes, (name, curve) in zip(places, curves.items(), strict=False):
         axes.axhline(0, color=GREY, linewidth=0.8)
         for key, label, colour, dash, marker in (
@@ -104,9 +104,9 @@ def logps_curves(results: Results) -> Figure | None:
         axes.set_title(short(name, 22), fontsize=8.5)
         grid(axes)
     handles, labels = places[0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="upper right", ncols=2, borderaxespad=0.2)
-    panel_labels(made, "training step", "change of log-probability, nats")
-    return made
+    fig.legend(handles, labels, loc="upper right", ncols=2, borderaxespad=0.2)
+    panel_labels(fig, "training step", "change of log-probability, nats")
+    return fig
 
 
 def _panels(count: int, *, legend: bool = False) -> tuple[Figure, Any]:

@@ -22,8 +22,8 @@ def reward_kl(results: Results) -> Figure | None:
     if points[0][key] is None:
         return None
     style = looks(names(results))
-    made = figure(9.4, 4.2 if len(style) <= 14 else 5.4)
-    pair = made.subplots(1, 2, sharey=True)
+    fig = figure(9.4, 4.2 if len(style) <= 14 else 5.4)
+    pair = fig.subplots(1, 2, sharey=True)
     for axes, root in zip(pair, (False, True), strict=True):
         _frontier_panel(axes, results, points, key, style, root=root)
     ylabel = "mean gold reward" if key == "reward" else "win rate against the reference, %"
@@ -32,8 +32,8 @@ def reward_kl(results: Results) -> Figure | None:
     pair[1].set_xlabel("√KL to the reference, √nats")
     handles, labels = pair[0].get_legend_handles_labels()
     columns = 1 if len(labels) <= 16 else 2
-    made.legend(handles, labels, loc="outside right upper", ncols=columns, fontsize=8 if columns == 1 else 6.5)
-    return made
+    fig.legend(handles, labels, loc="outside right upper", ncols=columns, fontsize=8 if columns == 1 else 6.5)
+    return fig
 
 
 def _frontier_panel(
@@ -84,7 +84,7 @@ def calibration(results: Results) -> Figure | None:
         return None
     style = looks(names(results))
     few = len(curves) <= 8
-    made, places = panels(len(curves), min(4 if few else 6, len(curves)), (1.8, 1.5) if few else (1.4, 1.15))
+    fig, places = panels(len(curves), min(4 if few else 6, len(curves)), (1.8, 1.5) if few else (1.4, 1.15))
     for axes, (name, bins) in zip(places, curves.items(), strict=False):
         look = style[name]
         axes.plot([50, 100], [50, 100], color=GREY, linewidth=1, linestyle=(0, (4, 2)))
@@ -99,8 +99,8 @@ def calibration(results: Results) -> Figure | None:
         axes.set_title(short(name, 20), fontsize=8.5)
         axes.set_xlim(48, 102)
         grid(axes)
-    panel_labels(made, "confidence of the calibrated margin, %", "pairs ordered rightly, %")
-    return made
+    panel_labels(fig, "confidence of the calibrated margin, %", "pairs ordered rightly, %")
+    return fig
 
 
 def proportion_interval(share: float, n: int) -> tuple[float, float]:
@@ -115,8 +115,8 @@ def cost(results: Results) -> Figure | None:
     rows = results["cost"]
     if not rows:
         return None
-    made = figure(7.6, 1.3 + 0.3 * len(rows))
-    axes = made.add_subplot()
+    fig = figure(7.6, 1.3 + 0.3 * len(rows))
+    axes = fig.add_subplot()
     left = np.zeros(len(rows))
     parts = (("train_s", "training", COLOURS[0], ""), ("evaluate_s", "held-out pairs", COLOURS[4], "//"),
              ("sample_s", "sampling", COLOURS[2], ".."))  # fmt: skip
@@ -133,4 +133,4 @@ def cost(results: Results) -> Figure | None:
     axes.set_xlabel("seconds per run, mean over seeds")
     axes.figure.legend(loc="outside upper right", ncols=3)
     grid(axes, "x")
-    return made
+    return fig

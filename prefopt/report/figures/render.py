@@ -28,8 +28,8 @@ def winrate_forest(results: Results) -> Figure | None:
     # What did not finish takes no place in the order: it goes to the bottom.
     rows = sorted(rows, key=lambda row: (row["verdict"] != "INCOMPLETE", row["value"]))
     style = looks(names(results))
-    made = figure(7.6, 1.15 + 0.32 * len(rows))
-    axes = made.add_subplot()
+    fig = figure(7.6, 1.15 + 0.32 * len(rows))
+    axes = fig.add_subplot()
     axes.axvline(50, color=GREY, linewidth=1, linestyle=(0, (4, 2)))
     delta = 100 * results["settings"]["delta"]
     axes.axvspan(50 - delta, 50 + delta, color="#eef1f5", zorder=0)
@@ -56,7 +56,7 @@ def winrate_forest(results: Results) -> Figure | None:
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("win rate against the reference, % (filled: settled; ticks below: single seeds)")
     grid(axes, "x")
-    return made
+    return fig
 
 
 def _named(row: Mapping[str, Any]) -> str:
@@ -78,8 +78,8 @@ def head_to_head(results: Results) -> Figure | None:
     values = np.array([[np.nan if v is None else 100 * v for v in row] for row in matrix["win_rate"]])
     size = len(labels)
     cell = 0.62 if size <= 9 else 0.5 if size <= 16 else 0.24
-    made = figure(2.6 + cell * size, 1.7 + cell * size)
-    axes = made.add_subplot()
+    fig = figure(2.6 + cell * size, 1.7 + cell * size)
+    axes = fig.add_subplot()
     spread = max(10.0, float(np.nanmax(np.abs(values - 50))) if np.isfinite(values).any() else 0.0)
     image = axes.imshow(values, cmap=_DIVERGING, vmin=50 - spread, vmax=50 + spread)
     for i in range(size):
@@ -101,10 +101,10 @@ def head_to_head(results: Results) -> Figure | None:
     axes.spines[:].set_visible(False)
     axes.set_xlabel("opponent")
     axes.set_ylabel("variant")
-    bar = made.colorbar(image, ax=axes, shrink=0.8, aspect=24)
+    bar = fig.colorbar(image, ax=axes, shrink=0.8, aspect=24)
     bar.set_label(f"win rate of the row, % ({'bold' if size <= 16 else 'dot'}: settled)")
     bar.outline.set_visible(False)
-    return made
+    return fig
 
 
 def length_control(results: Results) -> Figure | None:
@@ -114,8 +114,8 @@ def length_control(results: Results) -> Figure | None:
         return None
     rows = sorted(rows, key=lambda row: row["controlled"])
     style = looks(names(results))
-    made = figure(7.6, 1.15 + 0.32 * len(rows))
-    axes = made.add_subplot()
+    fig = figure(7.6, 1.15 + 0.32 * len(rows))
+    axes = fig.add_subplot()
     axes.axvline(50, color=GREY, linewidth=1, linestyle=(0, (4, 2)))
     for y, row in enumerate(rows):
         colour = style[row["variant"]].colour
@@ -134,7 +134,7 @@ def length_control(results: Results) -> Figure | None:
     axes.set_xlabel("win rate against the reference, %")
     axes.figure.legend(loc="outside upper right", ncols=2)
     grid(axes, "x")
-    return made
+    return fig
 
 
 def power(results: Results) -> Figure | None:
@@ -142,8 +142,8 @@ def power(results: Results) -> Figure | None:
     curves = results["power"]["curves"]
     if not curves:
         return None
-    made = figure(6.4, 3.5)
-    axes = made.add_subplot()
+    fig = figure(6.4, 3.5)
+    axes = fig.add_subplot()
     for curve, look in zip(curves, looks([str(curve["prompts"]) for curve in curves]).values(), strict=True):
         axes.plot(
             curve["seeds"], [100 * value for value in curve["mde"]], color=look.colour, marker=look.marker,
@@ -162,7 +162,7 @@ def power(results: Results) -> Figure | None:
     axes.set_ylim(0, min(50.0, 115 * max(curve["mde"][0] for curve in curves)))
     axes.legend()
     grid(axes)
-    return made
+    return fig
 
 
 FIGURES: Mapping[str, Callable[[Results], Figure | None]] = {
@@ -183,7 +183,7 @@ def render(results: Results) -> dict[str, tuple[bytes, bytes]]:
     rendered = {}
     with styled():
         for name, draw in FIGURES.items():
-            made = draw(results)
-            if made is not None:
-                rendered[name] = save(made)
+            fig = draw(results)
+            if fig is not None:
+                rendered[name] = save(fig)
     return rendered

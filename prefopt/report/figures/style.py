@@ -91,9 +91,9 @@ def styled() -> Any:
 
 def figure(width: float, height: float) -> Figure:
     """An empty figure, sizes in inches, whose parts make room for each other."""
-    made = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(made)
-    return made
+    fig = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(fig)
+    return fig
 
 
 def panels(count: int, columns: int, size: tuple[float, float], *, legend: bool = False) -> tuple[Figure, Any]:
@@ -105,10 +105,10 @@ def panels(count: int, columns: int, size: tuple[float, float], *, legend: bool 
     left, right, bottom, top, gap_x, gap_y = 0.72, 0.12, 0.62, 0.55 if legend else 0.3, 0.14, 0.34
     width = max(3.6, left + right + columns * size[0] + (columns - 1) * gap_x)
     height = bottom + top + rows * size[1] + (rows - 1) * gap_y
-    made = Figure(figsize=(width, height))
-    FigureCanvasAgg(made)
-    grid_of = made.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    made.subplots_adjust(
+    fig = Figure(figsize=(width, height))
+    FigureCanvasAgg(fig)
+    grid_of = fig.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    fig.subplots_adjust(
         left / width, bottom / height, 1 - right / width, 1 - top / height, gap_x / size[0], gap_y / size[1]
     )
     flat = grid_of.ravel()
@@ -118,13 +118,13 @@ def panels(count: int, columns: int, size: tuple[float, float], *, legend: bool 
         axes.set_visible(i < count)
         if i + columns >= count and i < count:
             axes.tick_params(labelbottom=True)  # the last of a column, though there be an empty place below
-    return made, flat
+    return fig, flat
 
 
-def panel_labels(made: Figure, x: str, y: str) -> None:
+def panel_labels(fig: Figure, x: str, y: str) -> None:
     """One label for all horizontal axes of ``panels`` and one for all vertical ones."""
-    made.supxlabel(x, fontsize=9, y=0.1 / made.get_figheight(), va="bottom")
-    made.supylabel(y, fontsize=9, x=0.1 / made.get_figwidth(), ha="left")
+    fig.supxlabel(x, fontsize=9, y=0.1 / fig.get_figheight(), va="bottom")
+    fig.supylabel(y, fontsize=9, x=0.1 / fig.get_figwidth(), ha="left")
 
 
 def grid(axes: Axes, axis: str = "both") -> None:
@@ -132,16 +132,16 @@ def grid(axes: Axes, axis: str = "both") -> None:
     axes.grid(True, axis=axis)  # type: ignore[arg-type]
 
 
-def save(made: Figure) -> tuple[bytes, bytes]:
+def save(fig: Figure) -> tuple[bytes, bytes]:
     """The figure as SVG and PNG; the same bytes whenever the figure is the same."""
     with styled():
-        engine = made.get_layout_engine()
+        engine = fig.get_layout_engine()
         if engine is not None:
-            engine.execute(made)
-            made.set_layout_engine("none")  # the layout is settled: neither file needs to work it out again
+            engine.execute(fig)
+            fig.set_layout_engine("none")  # the layout is settled: neither file needs to work it out again
         svg, png = io.BytesIO(), io.BytesIO()
-        made.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-        made.savefig(png, format="png", dpi=144, metadata={"Software": None})
+        fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+        fig.savefig(png, format="png", dpi=144, metadata={"Software": None})
     return smaller(svg.getvalue().decode()).encode(), png.getvalue()
 
 
@@ -153,8 +153,8 @@ _UNUSED = re.compile(r' id="[A-Za-z0-9]+_\d+"|<!--.*?-->|(?<=>)\s+(?=<)', re.DOT
 def smaller(svg: str) -> str:
     """The same picture in about half the bytes: coordinates to a hundredth of a point, no names nobody refers to."""
 
-    def rounded(found: re.Match[str]) -> str:
-        return " ".join(_NUMBER.sub(lambda number: f"{float(number[0]):.2f}", found[0]).split())
+    def rounded(numbers: re.Match[str]) -> str:
+        return " ".join(_NUMBER.sub(lambda number: f"{float(number[0]):.2f}", numbers[0]).split())
 
     return _UNUSED.sub("", _COORDINATES.sub(rounded, svg))
 
