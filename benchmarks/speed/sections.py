@@ -104,13 +104,13 @@ def parity(plan: Plan) -> list[Row]:
         norm = float(np.linalg.norm(g) / np.linalg.norm(h) - 1)
         loss_tolerance, cosine_tolerance, norm_tolerance = TOLERANCE[dtype]
         rows += [
-            _parity_row(dtype, "1 - gradient cosine", 1, 1.0, cosine, 1 - cosine, cosine_tolerance),
-            _parity_row(dtype, "gradient norm", 1, float(np.linalg.norm(h)), float(np.linalg.norm(g)), norm,
+            parity_row(dtype, "1 - gradient cosine", 1, 1.0, cosine, 1 - cosine, cosine_tolerance),
+            parity_row(dtype, "gradient norm", 1, float(np.linalg.norm(h)), float(np.linalg.norm(g)), norm,
                         norm_tolerance),
         ]  # fmt: skip
         for step, (one, two) in enumerate(zip(mine, theirs, strict=True), start=1):
             difference = one["loss"] - two["loss"]
-            rows.append(_parity_row(dtype, "loss", step, two["loss"], one["loss"], difference, loss_tolerance))
+            rows.append(parity_row(dtype, "loss", step, two["loss"], one["loss"], difference, loss_tolerance))
     exact = {(row["quantity"], row["step"]): row["trl"] for row in rows if row["dtype"] == "float32"}
     for row in rows:
         row["float32"] = exact[row["quantity"], row["step"]]
@@ -131,7 +131,7 @@ def check_parity(rows: Sequence[Row]) -> None:
             )
 
 
-def _parity_row(
+def parity_row(
     dtype: str, quantity: str, step: int, trl: float, mine: float, difference: float, tolerance: float
 ) -> Row:
     return {

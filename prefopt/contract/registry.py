@@ -22,7 +22,7 @@ from prefopt.errors import UsageError, did_you_mean
 
 ENTRY_POINT_GROUP = "prefopt.losses"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
-_REGISTRY: dict[str, type[Loss]] = {}
+REGISTRY: dict[str, type[Loss]] = {}  # by name, in order of registration; tests put a copy in its place
 _ALIASES: dict[str, str] = {}
 
 L = TypeVar("L", bound=type[Loss])
@@ -49,7 +49,7 @@ def register(name: str, *, aliases: tuple[str, ...] = ()) -> Callable[[L], L]:
         if "__dataclass_fields__" not in cls.__dict__ or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
             raise UsageError(f"{name}: put @dataclass(frozen=True) below @register({name!r})")
         for wanted in (name, *aliases):
-            taken = _REGISTRY.get(_ALIASES.get(wanted, wanted))
+            taken = REGISTRY.get(_ALIASES.get(wanted, wanted))
             if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
                 known = f"{taken.__module__}.{taken.__qualname__}"
                 both = f"{known} ({_file(taken)}), and {_file(cls)} wants it too"
@@ -58,7 +58,7 @@ def register(name: str, *, aliases: tuple[str, ...] = ()) -> Callable[[L], L]:
             if not hasattr(cls, needed):
                 raise UsageError(f"{name}: the class must set {needed}")
         cls.name = name
-        _REGISTRY[name] = cls
+        REGISTRY[name] = cls
         _ALIASES.update(dict.fromkeys(aliases, name))
         return cls
 
@@ -71,7 +71,7 @@ def _file(cls: type) -> str:
 
 def loss_names() -> list[str]:
     """Every registered name, in order of registration."""
-    return list(_REGISTRY)
+    return list(REGISTRY)
 
 
 def loss_class(name: str) -> type[Loss]:
@@ -80,7 +80,7 @@ def loss_class(name: str) -> type[Loss]:
     Raises:
         UsageError: If nothing is; the message suggests the nearest name.
     """
-    cls = _REGISTRY.get(_ALIASES.get(name, name))
+    cls = REGISTRY.get(_ALIASES.get(name, name))
     if cls is None:
         raise UsageError(f"unknown loss {name!r}{did_you_mean(name, [*loss_names(), *_ALIASES])}")
     return cls
@@ -189,7 +189,7 @@ def load_plugin(plugin: str) -> None:
     Raises:
         UsageError: If there is no such plugin, it fails, registers nothing, or takes another one's name.
     """
-    losses, modules = dict(_REGISTRY), set(sys.modules)
+    losses, modules = dict(REGISTRY), set(sys.modules)
     plugin_files.record_imports()
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
@@ -199,7 +199,7 @@ def load_plugin(plugin: str) -> None:
         raise UsageError(f"--plugin {plugin}: {problem}") from None
     except (Exception, SystemExit) as problem:
         raise UsageError(f"--plugin {plugin}: {type(problem).__name__}: {problem}") from problem
-    brought = [cls for name, cls in _REGISTRY.items() if losses.get(name) is not cls or cls.__module__ == module]
+    brought = [cls for name, cls in REGISTRY.items() if losses.get(name) is not cls or cls.__module__ == module]
     if not brought:
         raise UsageError(f'--plugin {plugin}: registers no loss; put @register("name") on a subclass of Loss')
     plugin_files.brought_by(brought, module)

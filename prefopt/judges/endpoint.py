@@ -144,7 +144,7 @@ class EndpointJudge:
                 self._sleep(self._pause_s(attempt, problem.wait_s))
             else:
                 self._unanswered = 0
-                return self._read(body)
+                return self.verdict_of(body)
         raise AssertionError("unreachable: the last attempt returns")
 
     def _pause_s(self, attempt: int, requested_s: float | None) -> float:
@@ -166,7 +166,7 @@ class EndpointJudge:
             f"{self.name}: {self.client.host} does not answer ({problem}); {kept}the same command goes on once it does"
         )
 
-    def _read(self, body: bytes) -> Verdict:
+    def verdict_of(self, body: bytes) -> Verdict:
         """The verdict in a chat completion; anything else is unusable, and says why."""
         try:
             value = json.loads(body)

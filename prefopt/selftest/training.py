@@ -61,7 +61,7 @@ def run_level1(seed: int = 0) -> list[Control]:
 def _run(seed: int) -> list[Control]:
     with tempfile.TemporaryDirectory(prefix="prefopt-selftest-") as folder:
         here = world.make_world(Path(folder), slots=len(VARIANTS) + 1)
-        trained = _train(here, VARIANTS, here.train(0.0), here.heldout(), seed=seed)
+        trained = train_variants(here, VARIANTS, here.train(0.0), here.heldout(), seed=seed)
         return [
             *null_loss(trained),
             *twins(trained),
@@ -72,7 +72,7 @@ def _run(seed: int) -> list[Control]:
         ]
 
 
-def _train(
+def train_variants(
     here: world.World, variants: Mapping[str, str], train: PairSet, heldout: PairSet, *, seed: int, sampled: bool = True
 ) -> Trained:
     """Train a group from the same start, then enumerate and sample every policy and the reference."""
@@ -235,7 +235,7 @@ def label_noise(here: world.World, seed: int) -> list[Control]:
         train, heldout = here.train(noise), here.heldout(noise)
         results = []
         for one in (seed, seed + 1):
-            trained = _train(here, {"dpo": "dpo"}, train, heldout, seed=one, sampled=False)
+            trained = train_variants(here, {"dpo": "dpo"}, train, heldout, seed=one, sampled=False)
             results.append(world.exact_reward(trained.logps["dpo"]))
         rewards.append(float(np.mean(results)))
     batch = heldout_logps(here.model, 0, make_loss("dpo"), heldout, seed=seed)

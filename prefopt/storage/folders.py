@@ -50,8 +50,8 @@ def fill_folder(path: Path, fill: Callable[[Path], None], *, manifest: bool = Fa
             _call(fill, temporary)
             if manifest:
                 names = [file.relative_to(temporary).as_posix() for file in temporary.rglob("*") if file.is_file()]
-                entries = {name: _entry(temporary / name) for name in names}
-                (temporary / MANIFEST).write_bytes(_manifest(entries, name=path.name))
+                entries = {name: file_entry(temporary / name) for name in names}
+                (temporary / MANIFEST).write_bytes(manifest_bytes(entries, name=path.name))
             for file in sorted(temporary.rglob("*")):
                 if file.is_file():
                     file.chmod(permissions(path / file.name))
@@ -76,7 +76,7 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     listed = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
 
     def fill(folder: Path) -> None:
-        for name, data in {**files, MANIFEST: _manifest(listed)}.items():
+        for name, data in {**files, MANIFEST: manifest_bytes(listed)}.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             operation("write", folder / name)
             (folder / name).write_bytes(data)
@@ -115,7 +115,7 @@ def check_folder(path: Path) -> None:
         raise DamagedError(f"{path} was written as {name}")
     for name, wanted in listed.items():
         try:
-            entry = _entry(path / name)
+            entry = file_entry(path / name)
         except OSError as problem:
             raise DamagedError(f"{path / name}: {problem.strerror}") from None
         if (entry["size"], entry["sha256"]) != wanted:
@@ -139,12 +139,14 @@ def _listed(path: Path) -> dict[str, tuple[int, str]]:
     return wanted
 
 
-def _entry(path: Path) -> dict[str, Any]:
+def file_entry(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, as a manifest lists them."""
     with path.open("rb") as file:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _manifest(entries: Mapping[str, Mapping[str, Any]], **facts: str) -> bytes:
+def manifest_bytes(entries: Mapping[str, Mapping[str, Any]], **facts: str) -> bytes:
+    """A manifest of the files in ``entries`` (name: size and SHA-256), with ``facts`` beside them."""
     return json.dumps({**facts, "files": entries}, indent=1, sort_keys=True).encode()
 
 

@@ -42,7 +42,11 @@ _TEXT_PIECES = 2048  # reviews tokenised at a time while looking for prompts
 
 
 class ImdbTask:
-    """Prompts that begin a review, and the log-odds that what follows is positive as the gold reward."""
+    """Prompts that begin a review, and the log-odds that what follows is positive as the gold reward.
+
+    Attributes:
+        parts: The reviews by purpose, columns text and label; no review is in two of them.
+    """
 
     name = "imdb"
     has_reward = True
@@ -57,7 +61,7 @@ class ImdbTask:
             MachineError: If the package is missing, or is not the version that is needed.
         """
         self._cache = cache
-        self._parts = _part(_read_reviews())
+        self.parts = _part(_read_reviews())
 
     @property
     def fingerprint(self) -> str:
@@ -66,7 +70,7 @@ class ImdbTask:
 
     @cached_property
     def _reward(self) -> SentimentReward:
-        return SentimentReward.load_or_fit(self._parts, cache=self._cache, data_hash=CSV_SHA256)
+        return SentimentReward.load_or_fit(self.parts, cache=self._cache, data_hash=CSV_SHA256)
 
     def prompts(
         self, tokenizer: PreTrainedTokenizerBase, *, train: int, heldout: int, evaluation: int, seed: int
@@ -87,7 +91,7 @@ class ImdbTask:
             UsageError: If there are not so many.
         """
         wanted = train + heldout + evaluation
-        reviews = self._parts["prompts"]["text"].tolist()
+        reviews = self.parts["prompts"]["text"].tolist()
         rng = numpy_generator(seed, "prompts")
         order = rng.permutation(len(reviews))
         limits = rng.integers(MIN_PROMPT_TOKENS, MAX_PROMPT_TOKENS + 1, size=len(reviews))
@@ -112,7 +116,7 @@ class ImdbTask:
 
     def sft_texts(self, count: int, *, seed: int) -> list[str]:
         """``count`` whole reviews in a shuffled order; all of them, again in another order, where it is more."""
-        reviews = self._parts["sft"]["text"].tolist()
+        reviews = self.parts["sft"]["text"].tolist()
         texts: list[str] = []
         epoch = 0
         while len(texts) < count:

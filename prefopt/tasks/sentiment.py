@@ -81,7 +81,7 @@ class SentimentReward:
         """
         recipe = f"{data_hash} {_HEAD_WORDS} {_SNIPPET_WORDS} {_PENALTY} {_VECTORIZER} {sklearn.__version__}"
         path = cache and cache / f"imdb-reward-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.npz"
-        reward = path and _read(path)
+        reward = path and read_reward(path)
         if not reward:
             reward = _fit(parts)
             if path:
@@ -149,7 +149,7 @@ def _to_bytes(reward: SentimentReward) -> bytes:
     return buffer.getvalue()
 
 
-def _read(path: Path) -> SentimentReward | None:
+def read_reward(path: Path) -> SentimentReward | None:
     """The cached reward, or None if it is missing or is not what was written."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:

@@ -83,9 +83,9 @@ def test_a_parity_row_out_of_tolerance_is_refused(speed: Any) -> None:
     from benchmarks.speed import sections
     from prefopt.errors import ClaimError
 
-    good = sections._parity_row("float32", "loss", 1, 0.7, 0.7, 0.0, 1e-4)
+    good = sections.parity_row("float32", "loss", 1, 0.7, 0.7, 0.0, 1e-4)
     sections.check_parity([good])
     with pytest.raises(ClaimError, match="loss at step 2"):
-        sections.check_parity([good, sections._parity_row("float32", "loss", 2, 0.7, 0.701, 1e-3, 1e-4)])
+        sections.check_parity([good, sections.parity_row("float32", "loss", 2, 0.7, 0.701, 1e-3, 1e-4)])
     with pytest.raises(ClaimError):
-        sections.check_parity([sections._parity_row("float32", "loss", 3, 0.7, float("nan"), float("nan"), 1e-4)])
+        sections.check_parity([sections.parity_row("float32", "loss", 3, 0.7, float("nan"), float("nan"), 1e-4)])

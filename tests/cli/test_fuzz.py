@@ -109,7 +109,7 @@ BODIES = st.binary(max_size=60) | (VALUES | REPLY).map(lambda value: json.dumps(
 @QUICK
 @given(body=BODIES)
 def test_replies_of_a_judge(body: bytes, judge: EndpointJudge) -> None:
-    verdict = judge._read(body)
+    verdict = judge.verdict_of(body)
     assert verdict.first in (None, 0.0, 0.5, 1.0)
     assert (verdict.first is None) == bool(verdict.error)
     retry_after(body.decode("latin-1"))

@@ -175,7 +175,6 @@ def test_an_edit_of_equal_length_in_the_same_instant_is_run_and_counts(project: 
 
 
 def test_what_was_loaded_is_what_is_hashed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     monkeypatch.syspath_prepend(str(project / "h"))
     helper = write(project / "h" / "edited_later.py", "C = 0.1")
     plugin = write(project / "edit_me.py", loss("edit_me", "import edited_later", "edited_later.C"))
@@ -204,7 +203,6 @@ def test_files_of_one_name_are_two_plugins_with_keys_of_their_own(project: Path)
 
 
 def test_a_clash_of_plugins_is_refused_and_both_files_are_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     one, two = (write(project / folder / "my.py", loss("mine")) for folder in "ab")
     registry.load_plugin(str(one))
     registry.load_plugin(str(one))  # the same file again is the same plugin
@@ -215,7 +213,6 @@ def test_a_clash_of_plugins_is_refused_and_both_files_are_named(project: Path, m
 
 
 def test_a_helper_of_another_plugin_is_not_lent(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     monkeypatch.setattr(sys, "path", list(sys.path))
     own = "import sys\nfrom pathlib import Path\nsys.path.insert(0, str(Path(__file__).parent))\nimport of_one_name"
     for folder, name in (("a", "mine"), ("b", "other")):
@@ -229,7 +226,6 @@ def test_a_helper_of_another_plugin_is_not_lent(project: Path, monkeypatch: pyte
 def test_what_a_plugin_prints_when_it_is_loaded_is_not_mixed_with_output(
     project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     loud = "import sys\nprint('out')\nprint('err', file=sys.stderr)"
     registry.load_plugin(str(write(project / "loud.py", loss("loud", loud))))
     assert capfd.readouterr() == ("", "")

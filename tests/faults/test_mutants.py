@@ -19,7 +19,7 @@ from test_damage import Damages
 
 from prefopt.comparison import record, runner
 from prefopt.errors import MachineError
-from prefopt.storage import durable, results
+from prefopt.storage import durable, folders, results
 from prefopt.storage.results import ResultsFolder
 from prefopt.train import checkpoint
 from prefopt.train.checkpoint import Checkpoints
@@ -161,7 +161,7 @@ MUTANTS: dict[str, tuple[Any, Callable[[], Any]]] = {
         damaged, lambda: mock.patch.object(ResultsFolder, "damage", return_value=None)
     ),
     "checkpoints are not checked": (
-        damaged_checkpoints, lambda: mock.patch.object(durable, "read_folder", writer._unchecked)
+        damaged_checkpoints, lambda: mock.patch.object(folders, "read_folder", writer.unchecked)
     ),
     "the cache is not checked": (damaged_cache, lambda: mock.patch.object(durable, "read_sealed", _unsealed)),
     "whose checkpoint it is is not asked": (exchanged, lambda: mock.patch.object(Checkpoints, "_checked", _keyless)),

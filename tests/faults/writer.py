@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -103,10 +103,21 @@ def problem(root: Path, want: list[dict[str, Any]], done: int) -> str | None:
 # Each breaks the writer in one way; a test shows that the faults find it.
 
 
+@contextmanager
+def _instead_of(name: str, value: Callable[..., Any]) -> Iterator[None]:
+    """``value`` in a function's place, in every module of the writer that knows the function by its name."""
+    modules = [module for module in (durable, folders) if hasattr(module, name)]
+    assert modules, f"the writer has no {name}"
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(mock.patch.object(module, name, value))
+        yield
+
+
 def _no_sync(kinds: tuple[str, ...]) -> Any:
     real = durable.sync
-    return mock.patch.object(
-        durable, "_sync", lambda path, kind="sync": durable.operation(kind, path) if kind in kinds else real(path, kind)
+    return _instead_of(
+        "sync", lambda path, kind="sync": durable.operation(kind, path) if kind in kinds else real(path, kind)
     )
 
 
@@ -127,8 +138,8 @@ def _fill_in_place(path: Path, fill: Callable[[Path], None], *, manifest: bool =
     durable.operation("write", path)
     fill(path)
     if manifest:
-        entries = {str(file.relative_to(path)): folders._entry(file) for file in path.rglob("*") if file.is_file()}
-        (path / folders.MANIFEST).write_bytes(folders._manifest(entries, name=path.name))
+        entries = {str(file.relative_to(path)): folders.file_entry(file) for file in path.rglob("*") if file.is_file()}
+        (path / folders.MANIFEST).write_bytes(folders.manifest_bytes(entries, name=path.name))
     for file in path.rglob("*"):
         durable.sync(file)
     durable.sync_folder(path.parent)
@@ -144,23 +155,23 @@ def _sync_after_rename(path: Path, data: bytes) -> None:
 
 
 def _swallow(name: str) -> Any:
-    real = getattr(durable, name)
+    real = getattr(folders, name, None) or getattr(durable, name)
 
     def quiet(*values: Any, **named: Any) -> None:
         with suppress(MachineError):
             real(*values, **named)
 
-    return mock.patch.object(durable, name, quiet)
+    return _instead_of(name, quiet)
 
 
-def _unchecked(path: Path) -> dict[str, bytes]:
+def unchecked(path: Path) -> dict[str, bytes]:
     listed = json.loads((path / folders.MANIFEST).read_bytes())["files"]
     return {name: (path / name).read_bytes() for name in listed}
 
 
 def _sizes_only(path: Path) -> dict[str, bytes]:
     listed = json.loads((path / folders.MANIFEST).read_bytes())["files"]
-    found = _unchecked(path)
+    found = unchecked(path)
     if any(len(found[name]) != entry["size"] for name, entry in listed.items()):
         raise durable.DamagedError(f"{path} has another size")
     return found
@@ -192,11 +203,11 @@ def _patch(name: str, value: Callable[..., Any]) -> Any:
         try:
             return value(*values, **named)
         except OSError as refused:
-            if name.startswith("_"):
+            if name in ("sync", "temporary_name"):  # these let the system's own error through
                 raise
             raise MachineError(str(refused)) from None
 
-    return mock.patch.object(durable, name, polite)
+    return _instead_of(name, polite)
 
 
 MUTANTS: dict[str, Callable[[], Any]] = {
@@ -207,9 +218,11 @@ MUTANTS: dict[str, Callable[[], Any]] = {
     "synced after the rename": lambda: _patch("write_bytes", _sync_after_rename),
     "a full disk is ignored for files": lambda: _swallow("write_bytes"),
     "a full disk is ignored for folders": lambda: _swallow("fill_folder"),
-    "an error of fsync is ignored": lambda: _patch("_sync", _forgiving_sync),
-    "no checksum": lambda: _patch("read_folder", _unchecked),
+    "an error of fsync is ignored": lambda: _patch("sync", _forgiving_sync),
+    "no checksum": lambda: _patch("read_folder", unchecked),
     "sizes only, no checksum": lambda: _patch("read_folder", _sizes_only),
     "folders removed file by file": lambda: _patch("remove", _remove_slowly),
-    "one name for all temporary files": lambda: _patch("_temporary", lambda path: path.with_name(f".{path.name}.tmp")),
+    "one name for all temporary files": lambda: _patch(
+        "temporary_name", lambda path: path.with_name(f".{path.name}.tmp")
+    ),
 }

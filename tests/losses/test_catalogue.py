@@ -91,7 +91,6 @@ def test_tables_have_a_line_for_each_loss() -> None:
 
 
 def test_a_plugin_appears_in_the_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     source = (Path(catalogue.__file__).parent / "controls.py").read_text(encoding="utf-8")
     plugin = tmp_path / "mine.py"
     plugin.write_text(re.sub(r'@register\("(\w+)"\)', r'@register("my_\1")', source), encoding="utf-8")
@@ -111,8 +110,8 @@ def test_curves_are_those_of_the_losses() -> None:
 
 @pytest.mark.parametrize("suffix", [".svg", ".png"])
 def test_picture_of_the_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
-    few = {name: registry._REGISTRY[name] for name in ("dpo", "kto", "tdpo", "noop", "orpo", "odpo", "bco", "sft")}
-    monkeypatch.setattr(registry, "_REGISTRY", few)
+    few = {name: registry.REGISTRY[name] for name in ("dpo", "kto", "tdpo", "noop", "orpo", "odpo", "bco", "sft")}
+    monkeypatch.setattr(registry, "REGISTRY", few)
     catalogue.plot_family(tmp_path / f"family{suffix}")
     head = (tmp_path / f"family{suffix}").read_bytes()[:200]
     assert b"svg" in head or head.startswith(b"\x89PNG")

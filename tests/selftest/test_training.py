@@ -28,7 +28,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> world.World:
 
 @pytest.fixture(scope="module")
 def trained(here: world.World) -> training.Trained:
-    return training._train(here, training.VARIANTS, here.train(0.0), here.heldout(), seed=0)
+    return training.train_variants(here, training.VARIANTS, here.train(0.0), here.heldout(), seed=0)
 
 
 def failed(controls: list[Control]) -> set[str]:

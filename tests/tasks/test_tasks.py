@@ -13,7 +13,7 @@ import pytest
 
 from prefopt.errors import MachineError, UsageError
 from prefopt.tasks import TASKS, imdb, load_task
-from prefopt.tasks.sentiment import SentimentReward, _read
+from prefopt.tasks.sentiment import SentimentReward, read_reward
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -43,7 +43,7 @@ def tokenizer() -> Any:
 
 
 def test_parts_of_the_reviews_are_disjoint_and_balanced(task):
-    parts = task._parts
+    parts = task.parts
     texts = [text for frame in parts.values() for text in frame["text"]]
     assert len(texts) == len(set(texts)) > 33_000
     assert min(len(frame) for frame in parts.values()) > 1_000
@@ -56,7 +56,7 @@ def test_prompts_are_prefixes_of_different_reviews(task, tokenizer):
     assert [len(prompts.train), len(prompts.heldout), len(prompts.evaluation)] == [300, 50, 50]
     every = [*prompts.train, *prompts.heldout, *prompts.evaluation]
     assert len(set(every)) == 400
-    reviews = set(task._parts["prompts"]["text"])
+    reviews = set(task.parts["prompts"]["text"])
     for prompt in every:
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         assert 2 <= len(ids) <= 8
@@ -78,8 +78,8 @@ def test_more_prompts_than_reviews_is_refused(task, tokenizer):
 def test_fine_tuning_texts_give_no_prompt(task):
     texts = task.sft_texts(3_000, seed=0)
     assert len(texts) == 3_000
-    assert not set(texts) & set(task._parts["prompts"]["text"])
-    assert len(set(texts)) == len(task._parts["sft"])  # a second round is needed, and covers all
+    assert not set(texts) & set(task.parts["prompts"]["text"])
+    assert len(set(texts)) == len(task.parts["sft"])  # a second round is needed, and covers all
 
 
 def test_reward_is_right_about_reviews_it_never_saw(task):
@@ -88,7 +88,7 @@ def test_reward_is_right_about_reviews_it_never_saw(task):
     assert report["accuracy_40_word_snippets"] > 0.74
     assert report["accuracy_25_word_snippets"] > 0.70
     assert report["accuracy_short_reviews"] > 0.75
-    test = task._parts["reward_test"]
+    test = task.parts["reward_test"]
     measured = np.mean((task.reward([""] * len(test), list(test["text"])) > 0) == (test["label"] == 1))
     assert measured == report["accuracy_full_reviews"]
 
@@ -124,8 +124,8 @@ def test_damaged_cache_is_not_read(task, cache, tmp_path, damage):
     }[damage]
     path = tmp_path / file.name
     path.write_bytes(damaged)
-    assert _read(path) is None
-    assert isinstance(_read(file), SentimentReward)
+    assert read_reward(path) is None
+    assert isinstance(read_reward(file), SentimentReward)
 
 
 def test_missing_package_names_the_command(monkeypatch):

@@ -26,11 +26,6 @@ from prefopt.errors import DataError, UsageError
 from prefopt.testing import ContractError, check_loss, contract_failures
 
 
-@pytest.fixture(autouse=True)
-def registry_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
-
-
 @pytest.mark.parametrize("name", loss_names())
 def test_every_registered_loss_is_in_order(name: str) -> None:
     check_loss(make_loss(name))
@@ -74,14 +69,14 @@ def golden_failures(loss: Loss, name: str) -> list[str]:
 
 def mutant(name: str, change: Callable[[Loss, PairLogps], tuple[Loss, PairLogps]]) -> Loss:
     """The loss with something done to it and to its input before each call; registered in its place."""
-    original = registry._REGISTRY[name]
+    original = registry.REGISTRY[name]
 
     def call(self: Loss, logps: PairLogps) -> Tensor:
         return original.__call__(*change(self, logps))
 
     cls: Any = type(original.__name__, (original,), {"__call__": call, "__doc__": original.__doc__})
     cls = dataclass(frozen=True)(cls)
-    registry._REGISTRY[name] = cls
+    registry.REGISTRY[name] = cls
     return cls()
 
 
@@ -159,7 +154,7 @@ def mixed_up(one: str, other: str) -> Callable[[Loss, PairLogps], tuple[Loss, Pa
 
 
 def mutations(name: str) -> Iterator[tuple[str, Callable[[Loss, PairLogps], tuple[Loss, PairLogps]]]]:
-    cls = registry._REGISTRY[name]
+    cls = registry.REGISTRY[name]
     reads_lengths = cls.length_normalized or name in ("r_dpo", "cpo", "rpo")
     if reads_lengths:
         yield "sum for mean", on_inputs(sum_for_mean)
@@ -185,7 +180,7 @@ def mutations(name: str) -> Iterator[tuple[str, Callable[[Loss, PairLogps], tupl
 @pytest.mark.filterwarnings("ignore::prefopt.OffScaleWarning")
 @pytest.mark.parametrize("name", [name for name in loss_names() if name != "noop"])
 def test_mutants_are_killed(name: str) -> None:
-    original = registry._REGISTRY[name]
+    original = registry.REGISTRY[name]
     survivors = []
     for kind, change in mutations(name):
         loss = mutant(name, change)
@@ -193,7 +188,7 @@ def test_mutants_are_killed(name: str) -> None:
         assert not any("raised TypeError" in line or "raised AttributeError" in line for line in lines), lines
         if not lines and not golden_failures(loss, name):
             survivors.append(kind)
-        registry._REGISTRY[name] = original
+        registry.REGISTRY[name] = original
     assert survivors == []
 
 
@@ -348,7 +343,7 @@ def test_a_false_declaration_is_refused_with_a_line(kind: str) -> None:
 
 def test_a_class_that_is_not_registered_is_refused() -> None:
     loss = plugin(dpo)
-    del registry._REGISTRY["mine"]
+    del registry.REGISTRY["mine"]
     assert contract_failures(loss) == ['mine: spec: not registered; put @register("name") above the class']
 
 
@@ -410,7 +405,7 @@ def test_scores_that_are_missing_are_named() -> None:
         make_loss("odpo")(dataclasses.replace(PAIRS, chosen_score=None))
 
 
-@pytest.mark.parametrize("name", [n for n in loss_names() if registry._REGISTRY[n].batch_coupled])
+@pytest.mark.parametrize("name", [n for n in loss_names() if registry.REGISTRY[n].batch_coupled])
 def test_coupled_losses_change_with_the_batch_they_see(name: str) -> None:
     loss = make_loss(name)
     batch = ordinary_pairs(type(loss), dtype=torch.float64)
@@ -433,5 +428,5 @@ def test_no_module_asks_for_a_loss_by_name() -> None:
 
 
 def test_no_loss_inherits_from_another() -> None:
-    for cls in registry._REGISTRY.values():
+    for cls in registry.REGISTRY.values():
         assert cls.__bases__ == (Loss,)
