@@ -68,11 +68,7 @@ def analyse(comparison: Comparison) -> Row:
         **heldout_tables(comparison.pairs, names),
         **_judged(comparison, cells, judge, names, delta),
     }
-    per_seed = {
-        row["a"]: dict(zip(row["per_seed_at"], row["per_seed"], strict=True)) for row in results["versus_reference"]
-    }
-    results["frontier"] = frontier(comparison, cells, names, per_seed)
-    results["matched_kl"] = matched_kl(comparison, cells)
+    _add_frontier(results, comparison, cells, names)
     _add_sentences(results)
     results["leaderboard"] = _leaderboard(comparison, results)
     results["seed_table"] = _seed_table(comparison, results)
@@ -80,6 +76,15 @@ def analyse(comparison: Comparison) -> Row:
     results["warnings"] = warnings(results)
     results["answers"] = answers(results)
     return results
+
+
+def _add_frontier(results: Row, comparison: Comparison, cells: Cells, names: Sequence[str]) -> None:
+    """Reward or win rate against KL, by seed and at equal KL."""
+    per_seed = {
+        row["a"]: dict(zip(row["per_seed_at"], row["per_seed"], strict=True)) for row in results["versus_reference"]
+    }
+    results["frontier"] = frontier(comparison, cells, names, per_seed)
+    results["matched_kl"] = matched_kl(comparison, cells)
 
 
 def _judged(comparison: Comparison, cells: Cells, judge: str | None, names: Sequence[str], delta: float) -> Row:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefopt.data.problems import RowError, show
 from prefopt.data.types import Message
@@ -99,8 +99,18 @@ def _render_batch(
         ],
     }
     named = f"the chat template of {tokenizer.name_or_path} (SHA-256 {sha256(template.encode()).hexdigest()[:12]})"
+    return [
+        answer["text"]
+        if "text" in answer
+        else RowError("DATA027", f"the template refuses it: {show(answer['error'], 200)}")
+        for answer in _answers(request, named, len(chats))
+    ]
+
+
+def _answers(request: dict[str, Any], named: str, count: int) -> list[dict[str, str]]:
+    """What the process that renders ``count`` chats answers; errors as for ``render_chats``."""
     mend = "it may be hostile: choose another model, or give the rows as text"
-    seconds = _START_S + _PER_CHAT_S * len(chats)
+    seconds = _START_S + _PER_CHAT_S * count
     try:
         # -P: a file in the working folder must not pass for an installed package.
         done = subprocess.run(
@@ -110,17 +120,12 @@ def _render_batch(
             timeout=seconds,
             check=True,
         )
-        answers = json.loads(done.stdout)
+        answers: list[dict[str, str]] = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
-        raise MachineError(f"{named} did not end within {seconds:.0f} s for {len(chats)} chats; {mend}") from None
+        raise MachineError(f"{named} did not end within {seconds:.0f} s for {count} chats; {mend}") from None
     except (subprocess.CalledProcessError, json.JSONDecodeError) as problem:
         if getattr(problem, "returncode", 0) == -signal.SIGALRM:
             raise MachineError(f"{named} did not end within {CHAT_S:g} s on one chat; {mend}") from None
         output = (getattr(problem, "stderr", b"") or b"").decode("utf-8", "replace").strip().split("\n")
         raise MachineError(f"{named} could not be run: {show(output[-1], 200)}; {mend}") from None
-    return [
-        answer["text"]
-        if "text" in answer
-        else RowError("DATA027", f"the template refuses it: {show(answer['error'], 200)}")
-        for answer in answers
-    ]
+    return answers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefopt.data.encode import Encoder, Rendered, render_pairs
@@ -44,8 +45,8 @@ def tokenize_pairs(
     encoder = Encoder.of(tokenizer)
     problems = Problems(source, on_bad_rows)
     counts = _Counts()
-    prompt_limit = max_length - 1 if max_prompt_length is None else min(max_prompt_length, max_length - 1)
     kept: list[TokenPair] = []
+    limits = _Limits.of(max_length, max_prompt_length)
     for start in range(0, len(pairs), _CHUNK):
         chunk = pairs[start : start + _CHUNK]
         rendered = render_pairs([(pair.prompt, pair.chosen, pair.rejected) for pair in chunk], encoder)
@@ -54,7 +55,7 @@ def tokenize_pairs(
                 if isinstance(ids, RowError):
                     raise ids
                 _check_one_end(ids, encoder.eos)
-                kept.append(_token_pair(pair, pair_id, ids, prompt_limit=prompt_limit, max_length=max_length))
+                kept.append(_token_pair(pair, pair_id, ids, limits))
             except RowError as problem:
                 problems.add(pair.row, problem)
                 continue
@@ -66,7 +67,12 @@ def tokenize_pairs(
         dropped = "; ".join(f"{reason}: {n}" for reason, n in sorted(problems.dropped.items()))
         message = f"every row was dropped ({dropped})" if dropped else "there are no rows"
         raise refuse(source, 0, RowError("DATA001", message, fix="raise max_length, or give shorter rows"))
-    no_eos = [sum(ids[-1] != encoder.eos for ids in side) for side in _sides(kept)]
+    return _counted(kept, counts, encoder.eos, dropped=dict(sorted(problems.dropped.items())))
+
+
+def _counted(kept: Sequence[TokenPair], counts: _Counts, eos: int, *, dropped: dict[str, int]) -> TokenizedPairs:
+    """The pairs that were kept, with what is counted over them."""
+    no_eos = [sum(ids[-1] != eos for ids in side) for side in _sides(kept)]
     return TokenizedPairs(
         pairs=tuple(kept),
         truncated_chosen=sum(pair.chosen_truncated for pair in kept),
@@ -75,9 +81,23 @@ def tokenize_pairs(
         no_eos_rejected=no_eos[1] / len(kept),
         control_tokens=counts.control,
         boundary_merges=counts.merges,
-        dropped=dict(sorted(problems.dropped.items())),
+        dropped=dropped,
         warnings=counts.warnings(kept, no_eos),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """Tokens at most: of a prompt, and of a prompt and a response together."""
+
+    prompt: int
+    whole: int
+
+    @classmethod
+    def of(cls, max_length: int, max_prompt_length: int | None) -> _Limits:
+        """Whatever is asked for, one token is left to the response."""
+        longest = max_length - 1
+        return cls(longest if max_prompt_length is None else min(max_prompt_length, longest), max_length)
 
 
 Ids = tuple[list[int], list[int], list[int]]
@@ -112,18 +132,18 @@ def _check_one_end(ids: Ids, eos: int) -> None:
             )
 
 
-def _token_pair(pair: Pair, pair_id: int, ids: Ids, *, prompt_limit: int, max_length: int) -> TokenPair:
+def _token_pair(pair: Pair, pair_id: int, ids: Ids, limits: _Limits) -> TokenPair:
     prompt, chosen, rejected = ids
-    if len(prompt) > prompt_limit:
+    if len(prompt) > limits.prompt:
         raise RowError(
             "DATA020",
-            f"the prompt has {len(prompt)} tokens; the limit is {prompt_limit}, with max_length = {max_length}",
+            f"the prompt has {len(prompt)} tokens; the limit is {limits.prompt}, with max_length = {limits.whole}",
             field="prompt",
             fix=or_drop("raise max_length, shorten the prompt"),
         )
     if not prompt:
         raise RowError("DATA015", "the tokenizer makes no token of it", field="prompt")
-    room = max_length - len(prompt)
+    room = limits.whole - len(prompt)
     if chosen[:room] == rejected[:room]:
         raise RowError(
             "DATA021",

@@ -14,16 +14,8 @@ Array = simulate.Array
 
 def ratings(rng: np.random.Generator) -> list[Control]:
     """Bradley-Terry ratings: recovery, intervals, an independent fit, and data that plain likelihood cannot fit."""
-    truth = np.array([0.0, 0.2, 0.5, -0.3])
-    a, b = np.triu_indices(4, 1)
-    names, repetitions = ("a", "b", "c", "d"), 100
-    hits = []
-    for _ in range(repetitions):
-        chance = special.expit(truth[a] - truth[b])[:, None, None]
-        y = (rng.random((len(a), 5, 100)) < chance).astype(np.float64)
-        fitted = stats.bradley_terry(y, a, b, names, anchor="a", resamples=60, seed=int(rng.integers(2**31)))
-        elo = stats.ELO_PER_LOGIT * (truth - truth[0])
-        hits.append(((fitted.low <= elo) & (elo <= fitted.high))[1:])
+    repetitions = 100
+    hits = [_ratings_covered(rng) for _ in range(repetitions)]
     wins = np.array([[0, 30, 12, 8.5], [20, 0, 22, 9], [14, 18, 0, 30], [11.5, 9, 10, 0]])
     separable = stats.fit_bradley_terry(np.array([[0.0, 50.0], [0.0, 0.0]]))
     order = np.array([2, 0, 3, 1])
@@ -61,6 +53,17 @@ def ratings(rng: np.random.Generator) -> list[Control]:
             1e-6,
         ),
     ]
+
+
+def _ratings_covered(rng: np.random.Generator) -> Array:
+    """Which of three ratings, beside the anchor's, lie within their interval in one simulated tournament."""
+    truth = np.array([0.0, 0.2, 0.5, -0.3])
+    elo = stats.ELO_PER_LOGIT * (truth - truth[0])
+    a, b = np.triu_indices(4, 1)
+    chance = special.expit(truth[a] - truth[b])[:, None, None]
+    y = (rng.random((len(a), 5, 100)) < chance).astype(np.float64)
+    fitted = stats.bradley_terry(y, a, b, ("a", "b", "c", "d"), anchor="a", resamples=60, seed=int(rng.integers(2**31)))
+    return np.asarray(((fitted.low <= elo) & (elo <= fitted.high))[1:])
 
 
 def _likelihood_ratings(wins: Array) -> Array:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from prefopt.errors import BusyError, MachineError, UsageError
 from prefopt.storage import durable
@@ -42,9 +42,27 @@ def hold(root: Path, *, wait: bool = False, say: Callable[[str], None] = lambda 
     require_no_links(root)
     new_folders = [path for path in (root, *root.parents) if not path.exists()]
     before = {path.name for path in root.iterdir()} if root.is_dir() else set()
-    descriptor: list[int] = []
     path = root / LOCK
-    lock = FileLock(path, fallback_to_soft=False, on_acquired=descriptor.append)
+    descriptors: list[int] = []
+    lock = FileLock(path, fallback_to_soft=False, on_acquired=descriptors.append)
+    _acquire(lock, root, wait=wait, say=say)
+    try:
+        _name_holder(descriptors[-1], path)
+        if (root / "manifest.json").is_file():
+            _sweep(root)
+        yield descriptors[-1]
+    finally:
+        if LOCK not in before and root.is_dir() and {path.name for path in root.iterdir()} == {LOCK, *before}:
+            with suppress(OSError):
+                path.unlink()
+                for folder in new_folders:
+                    folder.rmdir()
+        lock.release()
+
+
+def _acquire(lock: BaseFileLock, root: Path, *, wait: bool, say: Callable[[str], None]) -> None:
+    """Make the folder and lock it, after whoever holds it now if ``wait``; errors as for ``hold``."""
+    path = root / LOCK
     told = False
     while not lock.is_locked:
         durable.make_folder(root)
@@ -60,23 +78,11 @@ def hold(root: Path, *, wait: bool = False, say: Callable[[str], None] = lambda 
                 say(f"waiting for {holder}, which uses {root}")
             told = True
         except FileNotFoundError:
-            continue  # the other process found nothing to write and removed the folder
+            continue  # the other process had nothing to write and removed the folder
         except OSError as problem:
             raise MachineError(
                 f"cannot lock {path}: {problem.strerror}; give --results on a disk that can lock files"
             ) from None
-    try:
-        _name_holder(descriptor[-1], path)
-        if (root / "manifest.json").is_file():
-            _sweep(root)
-        yield descriptor[-1]
-    finally:
-        if LOCK not in before and root.is_dir() and {path.name for path in root.iterdir()} == {LOCK, *before}:
-            with suppress(OSError):
-                path.unlink()
-                for folder in new_folders:
-                    folder.rmdir()
-        lock.release()
 
 
 def _holder(path: Path) -> str:
