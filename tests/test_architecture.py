@@ -153,3 +153,28 @@ def test_nothing_unpickles_or_evaluates() -> None:
                 assert called not in ("eval", "exec", "torch.load", "yaml.load"), f"{path}: {called}"
                 assert not any(k.arg == "shell" and ast.unparse(k.value) == "True" for k in node.keywords), path
                 assert not any(k.arg == "trust_remote_code" and ast.unparse(k.value) != "False" for k in node.keywords)
+
+
+def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def n_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Parameters that a caller gives, ``self`` and ``cls`` not among them."""
+    given = function.args
+    names = [a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg) if a]
+    return len(names) - (names[:1] in (["self"], ["cls"]))
+
+
+def test_files_functions_and_parameter_lists_are_short() -> None:
+    """The sizes that ``prefopt/README.md`` promises; only typer's commands take an option a parameter."""
+    longest = {name: path.read_text(encoding="utf-8").count("\n") for name, path in FILES.items()}
+    assert {name: lines for name, lines in longest.items() if lines > 320} == {}
+    every = {(name, f.name, f.lineno): f for name, path in FILES.items() for f in functions(path)}
+    lists = {key: n_parameters(f) for key, f in every.items() if room(key[0]) != "cli"}
+    assert {key: count for key, count in lists.items() if count > 8} == {}
+    sizes = sorted((f.end_lineno or f.lineno) - f.lineno + 1 for f in every.values())
+    assert len(sizes) > 500
+    assert sizes[len(sizes) // 2] <= 10
+    assert sizes[len(sizes) * 9 // 10] <= 40
