@@ -113,16 +113,16 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_flash_attention_equals_attention_under_the_mask(
     copies: int, cuda_base: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if attention._varlen is None:
+    if attention.varlen is None:
         pytest.skip("this PyTorch has no varlen_attn")
     calls = []
-    real = attention._varlen
-    monkeypatch.setattr(attention, "_varlen", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))
+    real = attention.varlen
+    monkeypatch.setattr(attention, "varlen", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))
     base = cuda_base(dtype="bfloat16")
     calls.clear()
     values, gradient = logps_and_gradient(base, copies)
     assert calls, "flash attention was not used"
-    monkeypatch.setattr(attention, "_varlen", None)
+    monkeypatch.setattr(attention, "varlen", None)
     masked_values, masked = logps_and_gradient(base, copies)
     exact_values, exact = logps_and_gradient(cuda_base(device="cpu"), copies)
     # Both round to bfloat16: each may be off by as much as the other is.

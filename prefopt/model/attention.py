@@ -20,23 +20,24 @@ def _find_varlen() -> Callable[..., Tensor] | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    varlen: Any = varlen_attn
-    known = inspect.signature(varlen).parameters
+    kernel: Any = varlen_attn
+    known = inspect.signature(kernel).parameters
     if not {"scale", "window_size"} <= known.keys():
         return None
     # Earlier versions allow fewer key heads without being told.
     grouped = {"enable_gqa": True} if "enable_gqa" in known else {}
 
     def attend(*args: Any, scale: float) -> Tensor:
-        out: Tensor = varlen(*args, scale=scale, window_size=(-1, 0), **grouped)
+        out: Tensor = kernel(*args, scale=scale, window_size=(-1, 0), **grouped)
         return out
 
     return attend
 
 
 # (T, H, D) from queries (T, H, D), keys and values (M, H', D), boundaries of each in int32, and the longest of each.
-# Causal in that the last query sees the last key, the one before it the one before, and so on.
-_varlen = _find_varlen()
+# Causal in that the last query sees the last key, the one before it the one before, and so on. A test may put its own
+# here, or None for a PyTorch that has none.
+varlen = _find_varlen()
 
 
 class _GatherKeys(torch.autograd.Function):
@@ -84,18 +85,18 @@ class Sequences:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """(T, H, D) from (T, H, D) queries and (T, H', D) keys and values; half precision on CUDA."""
-        assert _varlen is not None
+        assert varlen is not None
         if len(self.repeats):
             key, value = (_GatherKeys.apply(x, self) for x in (key, value))  # type: ignore[no-untyped-call]
         else:
             key, value = key.contiguous(), value.contiguous()
         ends = self.query_ends, self.key_ends, self.longest_query, self.longest_key
-        return _varlen(query.contiguous(), key, value, *ends, scale=scaling)
+        return varlen(query.contiguous(), key, value, *ends, scale=scaling)
 
 
 def can_flash(query: Tensor) -> bool:
     """Whether ``Sequences.attend`` takes queries of this device, type and head size."""
-    if _varlen is None or query.device.type != "cuda" or query.dtype not in (torch.bfloat16, torch.float16):
+    if varlen is None or query.device.type != "cuda" or query.dtype not in (torch.bfloat16, torch.float16):
         return False
     head = query.shape[-1]
     return head % 8 == 0 and head <= 256 and torch.cuda.get_device_capability(query.device) >= (8, 0)

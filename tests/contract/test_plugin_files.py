@@ -202,7 +202,7 @@ def test_files_of_one_name_are_two_plugins_with_keys_of_their_own(project: Path)
     assert after["mine"][1] == "7"
 
 
-def test_a_clash_of_plugins_is_refused_and_both_files_are_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clash_of_plugins_is_refused_and_both_files_are_named(project: Path) -> None:
     one, two = (write(project / folder / "my.py", loss("mine")) for folder in "ab")
     registry.load_plugin(str(one))
     registry.load_plugin(str(one))  # the same file again is the same plugin
@@ -224,7 +224,7 @@ def test_a_helper_of_another_plugin_is_not_lent(project: Path, monkeypatch: pyte
 
 
 def test_what_a_plugin_prints_when_it_is_loaded_is_not_mixed_with_output(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     loud = "import sys\nprint('out')\nprint('err', file=sys.stderr)"
     registry.load_plugin(str(write(project / "loud.py", loss("loud", loud))))

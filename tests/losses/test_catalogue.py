@@ -90,7 +90,7 @@ def test_tables_have_a_line_for_each_loss() -> None:
     assert "[2305.18290](https://arxiv.org/abs/2305.18290)" in catalogue.markdown_table()
 
 
-def test_a_plugin_appears_in_the_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugin_appears_in_the_catalogue(tmp_path: Path) -> None:
     source = (Path(catalogue.__file__).parent / "controls.py").read_text(encoding="utf-8")
     plugin = tmp_path / "mine.py"
     plugin.write_text(re.sub(r'@register\("(\w+)"\)', r'@register("my_\1")', source), encoding="utf-8")
