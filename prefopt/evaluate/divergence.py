@@ -1,4 +1,7 @@
-"""Exact KL divergence of a policy from the reference along its own samples."""
+"""Exact KL divergence of a policy from the reference along its own samples.
+
+Shapes: R scored tokens, C of a chunk, c of a tile, d hidden size, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ def policy_and_reference(
                 policy = _states(base, packed)
             with model.off():
                 reference = _states(base, packed)
-        per_token = _divergence(base, policy, reference, packed.targets)
+        per_token = _divergence(base, policy, reference, packed.targets)  # (R,) each
         where = [index for i in batch for index in groups[i]]
         for row, values in zip(out, per_token, strict=True):
             row[where] = sum_by_response(values, packed).cpu().numpy()
@@ -55,14 +58,15 @@ def _states(base: Base, rows: PackedRows) -> Tensor:
 
 
 def _divergence(base: Base, policy: Tensor, reference: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(R,) each: KL of the next-token distributions, and the targets' two log-probabilities."""
+    """(R,) each: KL of the next-token distributions, and the targets' log-probabilities under both."""
     out = torch.empty(3, len(targets), device=targets.device)
     for part in chunks(len(targets), 2 * base.head.shape[0]):
-        logits = [x[part] @ base.head.t() if base.packed else x[part] for x in (policy, reference)]
-        kl_and_logps = out[:, part]
+        logits = [x[part] @ base.head.t() if base.packed else x[part] for x in (policy, reference)]  # (C, V) each
+        kl_and_logps = out[:, part]  # (3, C)
         for tile in tiles(logits[0]):
-            p, r = (x[tile].float().log_softmax(-1) for x in logits)
-            at = targets[part][tile].unsqueeze(1)
+            p, r = (x[tile].float().log_softmax(-1) for x in logits)  # (c, V) each
+            at = targets[part][tile].unsqueeze(1)  # (c, 1)
             kl_and_logps[1, tile], kl_and_logps[2, tile] = p.gather(1, at).squeeze(1), r.gather(1, at).squeeze(1)
+            # sum_v pi(v) (log pi(v) - log pi_ref(v)), in the memory of what is not needed again.
             kl_and_logps[0, tile] = r.neg_().add_(p).mul_(p.exp_()).sum(-1)
     return out[0], out[1], out[2]

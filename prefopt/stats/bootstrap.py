@@ -3,6 +3,11 @@
 Three bootstraps, each with multinomial weights: of seeds alone, of prompts alone, of single cells. Their variances
 stand for V_seed, V_prompt and V_rest of the two-way mean and are combined in the same way, with the same quantiles.
 That keeps what a single bootstrap of five seeds would lose: the factor S / (S - 1) and the heavy tails.
+
+Shapes: R resamples, S seeds, N prompts, K statistics.
+
+Source: bootstraps of crossed clusters by weights are Owen and Eckles 2012 (arXiv:1106.2125); the combination is that
+    of ``clusters``.
 """
 
 from __future__ import annotations
@@ -41,10 +46,12 @@ def two_way_bootstrap(
         if units < 2:
             parts.append(None)
             continue
-        parts.append(statistic(weights).var(axis=0, ddof=1) * units / (units - 1))
+        # A resampled mean of n units varies by (n - 1) / n of what their mean does.
+        parts.append(statistic(weights).var(axis=0, ddof=1) * units / (units - 1))  # (K,)
     known = next(part for part in parts if part is not None)
     v_seed, v_prompt, v_cell = (np.zeros_like(known) if part is None else part for part in parts)
-    # The bootstrap of cells sees the variance of all cells; what is not seed and not prompt is the rest.
+    # The bootstrap of cells sees the variance of all cells. In sums of squares over n, all of it without the seeds' and
+    # the prompts' is the rest's, which has n - S - N + 1 degrees of freedom.
     n = float(there.sum())
     explained = np.zeros_like(known)
     if n_seeds > 1 and n_prompts > 1:

@@ -38,6 +38,9 @@ def to_cells(
 def ratio(numerator: ArrayLike, denominator: ArrayLike, *, null: float = 0.0, confidence: float = 0.95) -> Estimate:
     """A ratio of two means, such as nats for each token, two-way clustered by linearisation.
 
+    The error of the ratio is, to first order, that of the mean of (numerator - ratio * denominator) over the
+    denominator's mean, which is a mean over cells like any other (Cochran 1977, Sampling Techniques, chapter 6).
+
     Args:
         numerator: (S, N) cells.
         denominator: (S, N) cells, of positive mean; missing where the numerator is.

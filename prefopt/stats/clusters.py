@@ -140,6 +140,7 @@ def clustered(y: ArrayLike) -> TwoWay:
     # Rounding in the mean of equal numbers must not look like variance.
     error[np.abs(error) <= 1e-14 * np.abs(mean)[..., None, None]] = 0.0
     seeds, prompts = there.any(-1).sum(-1), there.any(-2).sum(-1)
+    # Sums of each cluster's deviations, squared, with the correction G / (G - 1) for G clusters.
     v_seed = (error.sum(-1) ** 2).sum(-1) / n**2 * seeds / np.maximum(seeds - 1, 1)
     v_prompt = (error.sum(-2) ** 2).sum(-1) / n**2 * prompts / np.maximum(prompts - 1, 1)
     free = np.maximum(n - seeds - prompts + 1, 1)

@@ -175,6 +175,7 @@ def interval_and_p(
     """
     mean, units = np.asarray(mean, dtype=np.float64), spread.n_prompts
     certain = spread.variance <= 0
+    # On the log-odds scale a standard error is that of the share times the slope there (the delta method).
     inside = np.where(certain | (mean <= 0) | (mean >= 1), 0.5, mean) if share else mean
     slope = 1 / (inside * (1 - inside)) if share else np.ones_like(mean)
     centre = special.logit(inside) if share else mean
@@ -185,7 +186,7 @@ def interval_and_p(
     if share:
         low, high = special.expit(low), special.expit(high)
     low, high = np.where(certain, mean, low), np.where(certain, mean, high)
-    if share:  # all won or all lost: Clopper and Pearson's interval of as many units
+    if share:  # all won or all lost: the interval of Clopper and Pearson 1934 (Biometrika 26, 404) of as many units
         edge = Spread.level(confidence) / 2
         low = np.where(certain & (mean >= 1), edge ** (1 / units), low)
         high = np.where(certain & (mean <= 0), 1 - edge ** (1 / units), high)
@@ -206,6 +207,7 @@ def variance_components(y: ArrayLike) -> Components:
     if s == 1:
         # One row: prompt and rest cannot be told apart, and adding prompts helps against both.
         return Components(0.0, 0.0, float(parts.v_prompt) * cells)
+    # S E[V_seed] = seed + rest / N, and N E[V_prompt] = prompt + rest / S: the part of the rest is taken off.
     rest = float(parts.v_rest) * cells if n > 1 else 0.0
     seed = max(float(parts.v_seed) * s - rest * s / cells, 0.0)
     prompt = max(float(parts.v_prompt) * n - rest * n / cells, 0.0) if n > 1 else 0.0

@@ -63,7 +63,7 @@ def rao_blackwell_kl(logp: ArrayLike, ref_logp: ArrayLike, mask: ArrayLike) -> A
         Amini, Vieira and Cotterell 2025, arXiv:2504.10637.
     """
     p, q = np.asarray(logp, dtype=np.float64), np.asarray(ref_logp, dtype=np.float64)
-    share = np.exp(p)
+    share = np.exp(p)  # where it is 0 the term is 0, and not the NaN that 0 times minus infinity gives
     terms = np.where(share > 0, share * (np.where(share > 0, p, 0.0) - np.where(share > 0, q, 0.0)), 0.0)
     return np.asarray((terms.sum(-1) * np.asarray(mask)).sum(-1))
 

@@ -154,6 +154,7 @@ def _pooled_phi(y: Array, x: Array, there: Array) -> float:
         p = special.expit(theta[:, None] + phi * x)
         error, curve = w * (y - p), w * p * (1 - p)
         g_theta, g_phi = error.sum(1) - weak * theta, (error * x).sum() - weak * phi
+        # The Hessian is diagonal in the thetas, so these are eliminated first, and phi's equation is what is left.
         diagonal, cross = curve.sum(1) + weak, (curve * x).sum(1)
         corner = (curve * x * x).sum() + weak - (cross**2 / diagonal).sum()
         step_phi = (g_phi - (cross * g_theta / diagonal).sum()) / corner
@@ -177,7 +178,7 @@ def _fit(
     weak, tight = WEAK_PRIOR_SD**-2, PHI_PRIOR_SD**-2
     xx = x * x
     for step in range(steps):
-        shared = step == 0
+        shared = step == 0  # all resamples start from one fit: its errors are computed once, and only summed anew
         p = (
             special.expit(theta[:1, None] + phi[:1, None] * x)
             if shared

@@ -144,7 +144,8 @@ def pair_metrics(margin: ArrayLike, seeds: ArrayLike, prompts: ArrayLike, *, con
 def calibrate(margin: ArrayLike, prompts: ArrayLike, *, folds: int = FOLDS) -> tuple[Array, float]:
     """Margins in log-odds, by logistic regression without intercept on the other folds' prompts.
 
-    Without an intercept, because exchanging the two responses must exchange the prediction.
+    Without an intercept, because exchanging the two responses must exchange the prediction. That is temperature
+    scaling, tau being 1 / temperature (Guo et al. 2017, arXiv:1706.04599, whose calibration error ``ece`` is).
 
     Args:
         margin: (R,) chosen minus rejected.

@@ -27,6 +27,7 @@ from scipy import stats as distributions
 
 Array = NDArray[np.float64]
 
+# Nodes of the quadrature: a chi-square of few degrees of freedom is far from normal and takes many.
 SEED_NODES, PROMPT_NODES, FEW_PROMPTS = 40, 7, 24
 SHARES = np.linspace(0.0, 1.0, 65)
 EXACT_UNITS = 64  # sizes above this are rounded to a grid of steps of a quarter, which moves no quantile by .3 %
@@ -73,13 +74,13 @@ def _rounded(units: int) -> int:
 def _tail(z: Array, share: Array, seeds: int, prompts: int) -> Array:
     """(K,) two-sided tails by quadrature over both chi-squares."""
     seeds, prompts = _rounded(seeds), _rounded(prompts)
-    if seeds == 1 or prompts == 1:
+    if seeds == 1 or prompts == 1:  # one source of variance: Student's t
         return np.asarray(2 * distributions.t.sf(z, max(seeds, prompts) - 1))
     of_seed, of_prompt, weight = _nodes(seeds, prompts)
     p = np.empty(z.shape)
     for start in range(0, len(z), CHUNK):
         part = slice(start, start + CHUNK)
-        scale = np.sqrt(share[part, None] * of_seed + (1 - share[part, None]) * of_prompt)
+        scale = np.sqrt(share[part, None] * of_seed + (1 - share[part, None]) * of_prompt)  # (K, Q)
         p[part] = 2 * special.ndtr(-z[part, None] / scale) @ weight
     return np.minimum(p, 1.0)  # the weights' sum is 1 but for rounding
 
@@ -87,6 +88,8 @@ def _tail(z: Array, share: Array, seeds: int, prompts: int) -> Array:
 @lru_cache(maxsize=1024)
 def _nodes(seeds: int, prompts: int) -> tuple[Array, Array, Array]:
     """(Q,) factors (S - 1) / A, (Q,) factors (N - 1) / B, (Q,) weights of the product rule."""
+    # E f(A, B) with each chi-square written as a function of a standard normal, which Gauss and Hermite's rule
+    # integrates; the weights of one such rule sum to sqrt(2 pi).
     few = prompts < FEW_PROMPTS
     counts = (SEED_NODES, SEED_NODES if few else PROMPT_NODES)
     (x, of_x), (y, of_y) = (np.polynomial.hermite_e.hermegauss(k) for k in counts)
@@ -111,7 +114,7 @@ def _critical_table(level: float, seeds: int, prompts: int) -> Array:
     heaviest = max(1, min(seeds, prompts) - 1) if min(seeds, prompts) > 1 else max(seeds, prompts) - 1
     low = np.full(SHARES.shape, np.log(distributions.norm.isf(level / 2)) - 0.01)
     high = np.full(SHARES.shape, np.log(distributions.t.isf(level / 2, heaviest)) + 0.01)
-    for _ in range(26):
+    for _ in range(26):  # halvings: more digits than the grid of shares is good for
         middle = (low + high) / 2
         above = _tail(np.exp(middle), SHARES, seeds, prompts) > level
         low, high = np.where(above, middle, low), np.where(above, high, middle)

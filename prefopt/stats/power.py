@@ -3,6 +3,9 @@
 The test is ``estimates.two_way``. Under additive normal effects its mean squares are independent scaled chi-squares
 and the mean is normal and independent of them, so its power needs no simulated data: a few thousand draws of the
 mean squares, and the normal distribution for the rest.
+
+Source: the distribution of mean squares in balanced layouts is textbook matter (Searle, Casella and McCulloch 1992,
+    Variance Components, chapter 4).
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ class Thresholds(NamedTuple):
 @lru_cache(maxsize=1024)
 def _mean_squares(df: int, stream: int) -> Array:
     """(DRAWS,) draws of chi-square / df: the same quantiles at every size, so that results are smooth in the size."""
-    order = np.random.default_rng(stream).permutation(DRAWS)
+    order = np.random.default_rng(stream).permutation(DRAWS)  # another order for each of the three: independent
     quantiles: Array = distributions.chi2.ppf((np.arange(DRAWS) + 0.5) / DRAWS, df) / df
     return quantiles[order]
 

@@ -107,7 +107,8 @@ def bradley_terry(
     flat = (filled.reshape(len(rows), -1), there.reshape(len(rows), -1).astype(np.float64))
 
     def matrices(weights: Array) -> Array:
-        won, met = (weights.reshape(len(weights), -1) @ part.T for part in flat)
+        """(R, K, K) counts of wins under each of (R, S, N) weights."""
+        won, met = (weights.reshape(len(weights), -1) @ part.T for part in flat)  # (R, P) each
         wins = won @ np.eye(k * k)[rows * k + columns] + (met - won) @ np.eye(k * k)[columns * k + rows]
         return np.asarray(wins.reshape(-1, k, k))
 
@@ -123,9 +124,11 @@ def bradley_terry(
     spread = two_way_bootstrap(differences, there.any(0), resamples=resamples, seed=seed)
     half, sure = np.zeros((2, k, k))
     half[first, second] = spread.critical(confidence) * np.sqrt(spread.variance)
+    # Ranks from simultaneous intervals of differences: Mogstad, Romano, Shaikh and Wilhelm 2024, Review of Economic
+    # Studies 91(1), 476-518; here with Bonferroni's correction.
     sure[first, second] = spread.critical(1 - (1 - confidence) / len(first)) * np.sqrt(spread.variance)
     half, sure = half + half.T, sure + sure.T
-    lead = theta[:, None] - theta[None, :]
+    lead = theta[:, None] - theta[None, :]  # (K, K) row above column, log-odds
     zero = names.index(anchor)
     value = ELO_PER_LOGIT * lead[:, zero]
     reach = ELO_PER_LOGIT * half[:, zero]

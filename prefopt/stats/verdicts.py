@@ -71,9 +71,11 @@ def sign_flip(differences: ArrayLike) -> float:
     d = d[~np.isnan(d)]
     if d.size < 2:
         return 1.0
-    observed = abs(d.sum()) - 1e-12 * np.abs(d).sum()
+    observed = abs(d.sum()) - 1e-12 * np.abs(d).sum()  # equal sums in another order differ by rounding
     if d.size > EXACT_SEEDS:
         signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(100_000, d.size))
+        # The observed signs are one of the patterns, so that p is never 0 (Phipson and Smyth 2010,
+        # doi:10.2202/1544-6115.1585).
         return float(((np.abs(signs @ d) >= observed).sum() + 1) / (len(signs) + 1))
     sums = np.zeros(1)
     for value in d[1:]:  # the first sign is fixed: flipping every sign changes nothing
@@ -97,6 +99,9 @@ def verdict(estimate: Estimate, p_adjusted: float, *, delta: float) -> Verdict:
     BETTER or WORSE where the adjusted p value is below alpha; EQUIVALENT where it is not and the whole interval lies
     within ``delta`` of the null; INCONCLUSIVE otherwise, and always with one seed, whose data say nothing about what
     another training run of the same loss would give.
+
+    Equivalence is judged by the interval that also decides whether there is a difference; two one-sided tests at the
+    same level (Schuirmann 1987, doi:10.1007/BF01068419) would ask only for the shorter one of 1 - 2 alpha.
 
     Args:
         estimate: Of the difference or the win rate.

@@ -95,6 +95,7 @@ def fit(model: AdaptedModel, runs: Sequence[Run], pairs: Sequence[TokenPair], co
     else:
         stack = fastest_stack(model, runs, pairs, config, widest=max(1, room // micro))
     tokens = micro * stack * longest.length
+    # float32 of 4 bytes: values and gradients of every slot, and AdamW's two moments of every run.
     adapters = bank.params.shape[0] * bank.params.shape[1] * 4 * 2 + len(runs) * bank.params.shape[1] * 4 * 2
     return Fit(micro, stack, checkpointing, per_token, int(adapters + tokens * per_token + 3 * 4 * CHUNK_ELEMENTS))
 

@@ -1,8 +1,8 @@
 """A run on disk while it trains: adapter, optimizer state, moving average and history, every so many steps.
 
 A checkpoint is a folder ``step-<n>`` with a manifest of sizes and SHA-256, under its name whole or not at all. The
-newest two are kept. Steps are read from names, never from times. One whose bytes are not those written, or that
-belongs to another run, is renamed and never parsed.
+newest two are kept. Steps are read from names, never from times. A checkpoint whose bytes are not those that were
+written, or that belongs to another run, is renamed and not used.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Checkpoints:
     Args:
         path: Their folder.
         key: What the run is and what it was made from, as JSON; a checkpoint of another key is set aside.
-        say: Told of each that is set aside.
+        say: Called with a line for each one that is set aside.
 
     Attributes:
         valid: Tensors and facts of those that were read and fit, by step.

@@ -19,9 +19,9 @@ from prefopt.train.step import Batch, train_step
 
 
 def step_or_leave(model: AdaptedModel, chunk: Sequence[Run], batch: Batch, config: Train) -> None:
-    """One step of a stack; where it raises, each member takes the step by itself, and the guilty one leaves.
+    """One step of a stack; where it raises, each run takes the step by itself, and the one that raises again leaves.
 
-    What says that the device or the machine is lost is nobody's fault here, and is raised.
+    An error that says that the device or the machine is lost is no run's fault, and is raised.
     """
     before = [(run.n_logged, len(run.pending), run.state.running) for run in chunk]
     try:
@@ -40,7 +40,7 @@ def step_or_leave(model: AdaptedModel, chunk: Sequence[Run], batch: Batch, confi
 
 
 def why_left(problem: Exception) -> str:
-    """What one run's own code or size did wrong, in a line; other problems are raised again."""
+    """What one run's own code or size did wrong, in a line; a problem that is no run's fault is raised again."""
     if isinstance(problem, PrefoptError) or type(problem).__name__ == "AcceleratorError":
         raise problem
     if isinstance(problem, torch.OutOfMemoryError):
@@ -51,7 +51,10 @@ def why_left(problem: Exception) -> str:
 
 
 def leave_diverged(model: AdaptedModel, run: Run, feed: Feed, seed: int) -> None:
-    """Say which terms and pairs were not finite, and forget what was logged after it, before anybody looked."""
+    """Write down which metrics and pairs were not finite, and forget the rows that were logged after that step.
+
+    A device runs ahead of the host: steps may follow the one that diverged before its metrics are fetched.
+    """
     at = run.outcome.diverged_at or 0
     run.history[:] = [row for row in run.history if row.step < at or (row.step == at and row.split == "train")]
     terms = not_finite(run)
@@ -62,7 +65,7 @@ def leave_diverged(model: AdaptedModel, run: Run, feed: Feed, seed: int) -> None
         with torch.no_grad():
             bad = (~run.loss(batch).isfinite()).nonzero().flatten().tolist()
     except Exception:
-        bad = []  # the loss cannot even be asked again
+        bad = []  # the loss raises on these pairs now, so that every one of them is named
     named = ", ".join(str(pairs[i].pair_id) for i in (bad or range(len(pairs))))
     where = f"pairs {named}" if bad else f"one of pairs {named}"
     run.outcome.reason = f"{terms} not finite at step {at}, {where}"

@@ -1,4 +1,7 @@
-"""Held-out pairs under a policy that is being trained, or that has been."""
+"""Held-out pairs under a policy that is being trained, or that has been.
+
+Shapes: n held-out pairs, u distinct responses among them.
+"""
 
 from __future__ import annotations
 
@@ -56,11 +59,11 @@ def heldout_logps(model: AdaptedModel, slot: int, loss: Loss, pairs: PairSet, *,
 
 def _heldout_sums(base: Base, pairs: PairSet) -> PairLogps:
     unique = unique_responses(pairs.pairs, shared=base.packed)
-    values = torch.from_numpy(score_rows(base, unique.rows))
+    values = torch.from_numpy(score_rows(base, unique.rows))  # (u,)
     every = pairs.pairs
     scored = all(p.chosen_score is not None and p.rejected_score is not None for p in every)
     return PairLogps(
-        chosen=values[torch.from_numpy(unique.chosen)],
+        chosen=values[torch.from_numpy(unique.chosen)],  # (n,), as all that follow
         rejected=values[torch.from_numpy(unique.rejected)],
         chosen_len=torch.tensor([float(len(p.chosen_ids)) for p in every]),
         rejected_len=torch.tensor([float(len(p.rejected_ids)) for p in every]),

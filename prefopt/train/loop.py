@@ -27,7 +27,8 @@ from prefopt.train.pairset import PairSet
 from prefopt.train.state import Run, collect, latest
 from prefopt.train.step import Batch
 
-AUTO_EVERY_S, AUTO_LAST_S = 60.0, 10.0  # of "auto" checkpoints: between two, and of work before one after the last step
+# Of "auto" checkpoints: seconds between two, and seconds of work that one after the last step must save.
+AUTO_EVERY_S, AUTO_LAST_S = 60.0, 10.0
 
 
 class Keeper(Protocol):
@@ -76,7 +77,7 @@ def train_group(
     with interrupts.deferred() as stop:
         for step in range(first, config.steps):
             active = group.advance(runs, step)
-            ending = stop.requested  # asked once: a signal that comes later ends the next step
+            ending = stop.requested  # read once: a signal that comes later ends the next step
             keep = group.must_keep(step + 1, ending=ending)
             active = group.drop_failed(active, step + 1, keep=keep)
             group.evaluate_if_due(active, step + 1)
@@ -96,7 +97,7 @@ def _tell(progress: Progress, runs: Sequence[Run], done: int, config: Train, see
 
 @dataclass
 class _Lockstep:
-    """What the phases of a step share. ``done`` counts the steps that are behind the group."""
+    """What the phases of a step share; ``done`` is the number of steps that the group has taken."""
 
     model: AdaptedModel
     feed: Feed
@@ -134,7 +135,7 @@ class _Lockstep:
         return self.keepers is not None and (ending or _is_due(self.config, done, self.kept_at))
 
     def drop_failed(self, runs: Sequence[Run], done: int, *, keep: bool) -> list[Run]:
-        """Fetch what was logged, where somebody looks at it now; the runs that go on."""
+        """Fetch what was logged, if it is shown or kept after this step; return the runs that go on."""
         if done % self.config.log_every == 0 or keep or self._is_evaluated(done):
             for run in runs:
                 collect(run)

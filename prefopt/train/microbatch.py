@@ -1,4 +1,4 @@
-"""What a forward pass of some pairs hands to losses: log-probabilities, and per-token values where asked for.
+"""What a forward pass of a few pairs hands to losses: log-probabilities, and per-token values where asked for.
 
 A micro-batch becomes signals (tensors with a graph behind them). Losses are computed on detached leaves of those
 signals, and their gradients are sent back through the graph, so that a loss that couples the pairs of a batch can be
@@ -39,14 +39,14 @@ class Needs:
 
     @staticmethod
     def of(losses: Sequence[Loss]) -> Needs:
-        """The union over some losses."""
+        """What at least one of the losses asks for."""
         fields = frozenset(field for loss in losses for field in loss.token_fields)
         return Needs(fields, any(loss.needs_mismatched for loss in losses))
 
 
 @dataclass(frozen=True, slots=True)
 class Microbatch:
-    """Some pairs of one optimizer batch, packed for K adapters, with what does not depend on the policy.
+    """B pairs of one optimizer batch, packed for K adapters, with all that does not depend on the policy.
 
     Attributes:
         rows: The packed rows.
@@ -84,7 +84,7 @@ def prepare(
     seed: int = 0,
     step: int = 0,
 ) -> Microbatch:
-    """Pack some pairs with their (2, B) reference log-probabilities, and what else ``needs`` names.
+    """Pack B pairs with their (2, B) reference log-probabilities, and what else ``needs`` names.
 
     ``others`` are the B pairs whose responses are the mismatched ones: each pair's successor in its whole batch, so
     that they do not depend on how the batch is cut.
@@ -108,7 +108,7 @@ def prepare(
 
 
 def _sums_alone(base: Base, pairs: Sequence[TokenPair], reference: np.ndarray, copies: int) -> Microbatch:
-    """Some pairs packed, with what losses on sums need: lengths, reference sums, and strengths where all have them."""
+    """B pairs packed, with what losses on sums need: lengths, reference sums, and strengths where all have one."""
     device = base.device
     lengths = [[len(p.chosen_ids) for p in pairs], [len(p.rejected_ids) for p in pairs]]
     scored = all(p.chosen_score is not None and p.rejected_score is not None for p in pairs)

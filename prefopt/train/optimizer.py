@@ -1,4 +1,7 @@
-"""The optimizer of one run, and its learning rate over the steps."""
+"""The optimizer of one run, and its learning rate over the steps.
+
+Shapes: P parameters of an adapter.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def make_optimizer(kind: str, values: Tensor, gradient: Tensor, config: Train) -
         MachineError: If bitsandbytes cannot provide the 8-bit kind here.
     """
     parameter = torch.nn.Parameter(values)
-    parameter.grad = gradient
+    parameter.grad = gradient  # a view of the bank's row: backward passes fill it, and nothing is copied
     if kind == "adamw":
         return torch.optim.AdamW([parameter], lr=0.0, weight_decay=config.weight_decay, fused=True)
     if kind == "paged_adamw8bit" and values.device.type == "cpu":

@@ -1,4 +1,7 @@
-"""Tokenised pairs with their reference log-probabilities, computed once and kept on disk."""
+"""Tokenised pairs with their reference log-probabilities, computed once and kept on disk.
+
+Shapes: n pairs, u distinct responses among them.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,20 @@ class PairSet:
     reference: Reference
 
     def take(self, index: Sequence[int]) -> tuple[list[TokenPair], np.ndarray]:
-        """Some pairs, and their (2, n) reference log-probabilities."""
+        """The pairs at ``index``, and their (2, n) reference log-probabilities."""
         rows = list(index)
         return [self.pairs[i] for i in rows], np.stack([self.reference.chosen[rows], self.reference.rejected[rows]])
 
 
 @dataclass(frozen=True, slots=True)
 class UniqueResponses:
-    """The distinct responses of some pairs, grouped by prompt, and where each pair's two are."""
+    """The u distinct responses of n pairs, grouped by prompt.
+
+    Attributes:
+        rows: Prompts with their responses; a prompt of many responses takes several rows.
+        chosen: (n,) which of the u responses each pair's chosen one is.
+        rejected: (n,) likewise.
+    """
 
     rows: list[Row]
     chosen: np.ndarray
@@ -46,7 +55,7 @@ def unique_responses(pairs: Sequence[TokenPair], *, shared: bool) -> UniqueRespo
     for pair in pairs:
         known = by_prompt.setdefault(pair.prompt_ids, {})
         for response in (pair.chosen_ids, pair.rejected_ids):
-            known.setdefault(response, 0)
+            known.setdefault(response, 0)  # its number comes below, once all of the prompt's are together
     rows: list[Row] = []
     number = 0
     per_row = RESPONSES_PER_ROW if shared else 1
@@ -66,7 +75,7 @@ def unique_responses(pairs: Sequence[TokenPair], *, shared: bool) -> UniqueRespo
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Reference log-probabilities of some pairs, (n,) float32 each, in nats, and their hash."""
+    """Reference log-probabilities of n pairs, (n,) float32 each, in nats, and their hash."""
 
     chosen: np.ndarray
     rejected: np.ndarray
@@ -82,7 +91,7 @@ def reference_logps(base: Base, pairs: Sequence[TokenPair], *, data_hash: str, c
 
     def score() -> pd.DataFrame:
         unique = unique_responses(pairs, shared=base.packed)
-        values = score_rows(base, unique.rows)
+        values = score_rows(base, unique.rows)  # (u,)
         return pd.DataFrame({"chosen": values[unique.chosen], "rejected": values[unique.rejected]})
 
     frame = kept_frame(cache / "reference" / f"{key}.sealed", score)

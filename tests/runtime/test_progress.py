@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prefopt.runtime.progress import Progress, Several, Silent
+from prefopt.runtime.progress import Progress, Several, Silent, Titled
 
 
 class Noted(Silent):
@@ -65,3 +65,16 @@ def test_one_that_raises_is_told_nothing_more() -> None:
 def test_the_only_listener_s_exception_is_raised() -> None:
     with pytest.raises(OSError, match="the server is gone"):
         Several(Broken()).stage("loading", 0, 1)
+
+
+def test_a_title_stands_before_every_text_and_changes_nothing_else() -> None:
+    alone, titled = Noted(), Noted()
+    tell(alone)
+    tell(Titled(titled, "seed 1"))
+    stage, step, said, at = alone.heard
+    assert titled.heard == [
+        (f"seed 1: {stage[0]}", *stage[1:]),
+        (f"seed 1: {step[0]}", *step[1:]),
+        f"seed 1: {said}",
+        at,
+    ]
