@@ -143,7 +143,7 @@ def extreme_pairs(loss: Declared, *, device: str = "cpu") -> list[PairLogps]:
 
 
 def repeated_tokens(loss: Declared, logps: PairLogps) -> PairLogps:
-    """The same pairs with every token said twice: sums and lengths double, means stay."""
+    """The same pairs with every token twice: sums and lengths double, means stay."""
 
     def twice(value: Tensor | None) -> Tensor | None:
         return None if value is None else 2 * value

@@ -1,6 +1,6 @@
 """Which files decide what a foreign loss computes, and their hashes as they were when they were loaded.
 
-A loss of somebody else's depends on its file and on every file that this imports, directly or not, from outside
+A foreign loss depends on its file and on every file that this imports, directly or not, from outside
 Python's own library and the installed packages. The latter count by version. Bytes are hashed as they are read
 for execution, so that an edit under way changes neither what runs nor what is recorded.
 """

@@ -22,7 +22,7 @@ def check_folder(name: str, folder: Path) -> None:
     """Refuse what would make loading do something else than read weights.
 
     Raises:
-        MachineError: With what was found.
+        MachineError: If it is an adapter, has no safetensors, or names an attention that is native code.
     """
     if (folder / "adapter_config.json").is_file():
         raise MachineError(f"model {name}: is an adapter; merge it into its base model and save that, or give the base")

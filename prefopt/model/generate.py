@@ -119,7 +119,7 @@ class _Cache:
         return prompts.attend(layer, query, key, value, scaling)
 
     def repeat(self, times: int) -> None:
-        """Every row ``times`` times: the samples of a prompt share its keys and values up to here."""
+        """Repeat every row ``times`` times: the samples of a prompt have had its keys and values in common so far."""
         self.prompts = None
         self.rows *= times
         self.visible = self.visible.repeat_interleave(times, 0)
@@ -128,7 +128,7 @@ class _Cache:
                 store[layer] = store[layer].repeat_interleave(times, 0)
 
     def keep(self, index: Tensor) -> None:
-        """Only some of the rows."""
+        """Drop all rows but those at ``index``."""
         self.rows = len(index)
         self.visible = self.visible[index]
         for store in (self.keys, self.values):

@@ -77,7 +77,7 @@ def _outside(field: dataclasses.Field[Any]) -> list[Any]:
 
 
 def _off_scale(field: dataclasses.Field[Any]) -> float | None:
-    """A value that may be had and that the paper does not use, if there is one."""
+    """A value that is allowed and outside the paper's scale, if there is one."""
     if not field.metadata.get("paper"):
         return None
     low, high = field.metadata["paper"]

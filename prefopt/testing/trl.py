@@ -50,7 +50,7 @@ class Responses:
         return len(self.policy) // 2
 
     def part(self, pairs: slice) -> Responses:
-        """Some of the pairs; gradients reach the whole."""
+        """The pairs in ``pairs``; gradients reach the whole."""
         rows = torch.cat([torch.arange(self.pairs)[pairs], torch.arange(self.pairs, 2 * self.pairs)[pairs]])
         crossed = self.crossed[pairs][:, rows]
         return Responses(self.policy[rows], self.reference[rows], self.collision[rows], self.mask[rows], crossed)

@@ -28,14 +28,14 @@ from prefopt.train.optimizer import with_optimizer
 from prefopt.train.state import Run
 from prefopt.train.step import Batch, train_step
 
-MEMORY_SHARE = 0.7  # of what is free, for activations: the rest is for what the allocator wastes
-MAX_TOKENS = 32768  # of one pass: beyond it a device is busy, and more would only cost memory
-MIN_GAIN = 0.05  # a wider stack must be this much faster a run
+MEMORY_SHARE = 0.7  # of the free memory goes to activations; the rest is for what the allocator wastes
+MAX_TOKENS = 32768  # of one pass: they keep any device busy, and more would only cost memory
+MIN_GAIN = 0.05  # the least share of a run's time that a wider stack must save
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What "auto" came to.
+    """What each "auto" is replaced with.
 
     Attributes:
         micro_batch: Pairs of a pass.
@@ -101,7 +101,7 @@ def fit(model: AdaptedModel, runs: Sequence[Run], pairs: Sequence[TokenPair], co
 
 
 def activation_bytes(model: AdaptedModel, pair: TokenPair) -> int:
-    """Bytes that one pass over a pair keeps for its backward pass, a token, parameters not counted."""
+    """Bytes for each token that a pass over a pair keeps for its backward pass, parameters not counted."""
     base = model.base
     known = {p.untyped_storage().data_ptr() for p in base.model.parameters() if p.device.type != "meta"}
     known.add(model.adapters.params.untyped_storage().data_ptr())
@@ -138,7 +138,7 @@ def set_checkpointing(base: Base, on: bool) -> None:
 def fastest_stack(
     model: AdaptedModel, runs: Sequence[Run], pairs: Sequence[TokenPair], config: Train, *, widest: int
 ) -> int:
-    """Adapters of a pass, in powers of two and all, as long as each doubling makes a run faster."""
+    """How many adapters a pass should train: powers of two are tried until one makes a run no faster, and then all."""
     before = model.adapters.params.clone()
     best, best_seconds = 1, float("inf")
     widths = [w for w in (1, 2, 4, 8, 16, 32, 64) if w < min(widest, len(runs))] + [min(widest, len(runs))]

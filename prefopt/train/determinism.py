@@ -1,4 +1,4 @@
-"""Whether this machine computes the same bits twice: settled before any run by training a few steps two times."""
+"""Whether this machine computes the same bits twice, which training a few steps twice shows before any run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROMISE = {
 
 
 def settle(device: torch.device) -> None:
-    """Choose the kernels that repeat themselves, where asking for them costs nothing and refuses nothing."""
+    """Choose kernels that give the same bits again, as far as that costs no time and refuses no operation."""
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
@@ -36,7 +36,7 @@ def settle(device: torch.device) -> None:
 
 
 def probe(model: AdaptedModel, loss: Loss, train: PairSet, heldout: PairSet, config: Train) -> dict[str, str]:
-    """Train one adapter for two steps, twice; what the manifest says about it.
+    """Train one adapter for two steps, twice, and return what the manifest says about it.
 
     Args:
         model: The base and its adapters, of which the first is used, and left at zero.

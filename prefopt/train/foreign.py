@@ -1,4 +1,4 @@
-"""Losses of somebody else's while they run: what one does stays in its own run.
+"""Foreign losses while they run: what one of them does stays in its own run.
 
 A foreign loss is given copies of what it reads, the process's shared state is put back after every call, and
 whatever it raises or returns that is not what it promised ends its run alone.
@@ -31,12 +31,12 @@ def is_foreign(loss: Loss) -> bool:
 
 
 def guarded(loss: Loss) -> Loss:
-    """The loss, behind a guard if it is somebody else's."""
+    """The loss, behind a guard if it is foreign."""
     return cast("Loss", Guarded(loss)) if is_foreign(loss) else loss
 
 
 class Guarded:
-    """Stands for a foreign loss: its attributes, and its three functions under guard."""
+    """Stands for a foreign loss: it has the loss's attributes, and calls its three functions under guard."""
 
     def __init__(self, loss: Loss) -> None:
         self._loss = loss

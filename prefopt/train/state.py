@@ -120,7 +120,7 @@ class Run:
 
     Attributes:
         variant: The variant's name.
-        loss: Its loss, behind a guard if it is somebody else's.
+        loss: Its loss, behind a guard if it is foreign.
         learning_rate: The peak of its schedule.
         slot: Its row in the adapter bank.
         state: What training changes beside the adapter.
@@ -182,5 +182,5 @@ def collect(run: Run) -> None:
 
 
 def latest(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
-    """Each variant's last collected metrics by column, for people who watch."""
+    """Each variant's last collected metrics by column, for the progress."""
     return {run.variant: run.history[-1].numbers() if run.history else {} for run in runs}
