@@ -52,9 +52,14 @@ def resolved(node: ast.ImportFrom) -> set[str]:
 
 
 @cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def imports(path: Path) -> frozenset[str]:
     """Modules that a file imports, anywhere but under TYPE_CHECKING."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     typing_only = {
         child
         for node in ast.walk(tree)
@@ -147,7 +152,7 @@ def test_nothing_unpickles_or_evaluates() -> None:
     banned = ("pickle", "dill", "joblib", "shelve", "marshal")
     for path in FILES.values():
         assert not {name.split(".")[0] for name in imports(path)} & set(banned), path
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 assert called not in ("eval", "exec", "torch.load", "yaml.load"), f"{path}: {called}"
@@ -156,8 +161,7 @@ def test_nothing_unpickles_or_evaluates() -> None:
 
 
 def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [node for node in ast.walk(parsed(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
 def n_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
