@@ -1,4 +1,4 @@
-"""A results folder to one plain dictionary: everything that tables, figures and pages show."""
+"""Turns a results folder into one plain dictionary with everything that tables, figures and pages show."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _setup(comparison: Comparison, judge: str | None) -> Row:
 
 
 def _described(value: Any) -> str:
-    """A word or a few facts of the manifest as text, empty where there is nothing."""
+    """A value of the manifest as text: a word, or some facts with their names; empty where there is none."""
     if isinstance(value, Mapping):
         return " · ".join(f"{key} {part}" for key, part in value.items() if part not in (None, ""))
     return "" if value is None else str(value)
@@ -222,7 +222,7 @@ def matched_kl(comparison: Comparison, cells: Cells) -> list[Row]:
 
 
 def _add_sentences(results: Row) -> None:
-    """A sentence on every comparison, with what length and distance have to do with it."""
+    """A sentence on every comparison, which says how far length and KL explain it."""
     controlled = {row["variant"]: row["controlled_interval"] for row in results["length_control"]}
     gain = {row["variant"]: row["gain"] for row in results["rewards"]}
     kl = {row["variant"]: row["kl"] for row in results["kl"]}

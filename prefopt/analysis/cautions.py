@@ -123,7 +123,7 @@ def _judge_warnings(results: Row) -> list[dict[str, str]]:
 
 
 def _withheld(results: Row) -> str:
-    """The comparisons whose verdict unusable ones took away."""
+    """A sentence that names the comparisons that have no verdict because of unusable answers."""
     rows = [row for row in (*results["versus_reference"], *results["pairs"]) if row["worst_case"]]
     lost = [f"{row['a']} against {row['b']}" for row in rows if row["worst_case"]["left_out"] != row["verdict"]]
     return f" That takes the verdict from {listed(lost, 6)}." if lost else ""

@@ -1,4 +1,4 @@
-"""What must hold in any sound comparison, looked up in the results."""
+"""Checks of the results for what must hold in any sound comparison."""
 
 from __future__ import annotations
 

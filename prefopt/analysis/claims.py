@@ -1,4 +1,4 @@
-"""Claims about a comparison that somebody's continuous integration can rest on: ``ipo >= dpo - 0.02``.
+"""Claims about a comparison, to be checked in continuous integration, such as ``ipo >= dpo - 0.02``.
 
 A name stands for a variant's win rate against the reference, from 0 to 1; ``reference`` stands for 0.5. Claims are
 about the estimates, over the prompts and seeds that both sides have; the interval of the difference is printed beside
@@ -155,7 +155,7 @@ def _values(side: Side, wide: pd.DataFrame) -> pd.Series:
 
 
 def require(outcomes: Sequence[Outcome]) -> None:
-    """Nothing where every claim holds.
+    """Raise unless every claim holds.
 
     Raises:
         ClaimError: With a line for each that fails.

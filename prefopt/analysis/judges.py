@@ -50,7 +50,7 @@ def judge_quality(comparison: Comparison) -> tuple[list[Row], list[Row]]:
 
 
 def _controls_passed(controls: Sequence[Mapping[str, Any]]) -> str | None:
-    """Such as ``3 of 4``, or None where the judge was asked none."""
+    """Such as ``3 of 4``, or None where the judge had no controls."""
     return f"{sum(bool(row['passed']) for row in controls)} of {len(controls)}" if controls else None
 
 

@@ -181,7 +181,7 @@ class Scores:
         return values
 
     def get(self, variant: str, opponent: str) -> np.ndarray | None:
-        """(S, N) win rates of ``variant``, or None if the two never met."""
+        """(S, N) win rates of ``variant``, or None where the two were not compared."""
         if (variant, opponent) in self._place:
             score = self._score[self._place[variant, opponent]]
         elif (opponent, variant) in self._place:
@@ -191,11 +191,11 @@ class Scores:
         return None if np.isnan(score).all() else score
 
     def tie_rate(self, variant: str, opponent: str) -> float:
-        """Share of ties among the comparisons of two that met."""
+        """Share of ties among the comparisons of two policies."""
         return float(np.nanmean(self._ties[self._at_any(variant, opponent)]))
 
     def unusable(self, variant: str, opponent: str) -> float:
-        """Share of the comparisons of two that met without a usable verdict."""
+        """Share of the comparisons of two policies that have no usable verdict."""
         place = self._at_any(variant, opponent)
         usable, invalid = np.nansum(self._n[place]), np.nansum(self._invalid[place])
         return float(invalid / (usable + invalid)) if usable + invalid else 0.0
@@ -207,5 +207,5 @@ class Scores:
         return (lost, won) if (variant, opponent) in self._place else (1 - won, 1 - lost)
 
     def _at_any(self, variant: str, opponent: str) -> int:
-        """The table of two that met, whichever of them is its variant."""
+        """The table of two policies, whichever of them is its variant."""
         return self._place[(variant, opponent) if (variant, opponent) in self._place else (opponent, variant)]

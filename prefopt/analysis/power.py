@@ -1,4 +1,4 @@
-"""What a comparison of given size could see, and what size a difference needs: before it is run, or after."""
+"""The differences that a comparison of given size can detect, and the size that a difference needs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def measured(root: Path) -> tuple[stats.Components, dict[str, Any]]:
 def answer(
     components: stats.Components, *, seeds: int, prompts: int, tests: int = 1, effects: Sequence[float] = EFFECTS
 ) -> dict[str, Any]:
-    """What this size sees, and what each difference needs.
+    """The power of this size, and the seeds and prompts that each difference needs.
 
     Args:
         components: Measured or assumed.

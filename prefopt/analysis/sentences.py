@@ -83,7 +83,7 @@ def comparison_sentence(row: Row) -> str:
 
 
 def _worst_case(row: Row) -> str:
-    """What unusable verdicts did to a verdict, where they are too many to be left out."""
+    """How unusable answers changed a verdict, where there are too many to leave them out."""
     case = row["worst_case"]
     if case is None:
         return ""
@@ -95,7 +95,7 @@ def _worst_case(row: Row) -> str:
 
 
 def points_from(effect: float) -> str:
-    """From what size on a difference shows, in words."""
+    """The size from which on a difference is detected, in words."""
     return "no difference at all" if effect > 0.5 else f"differences from {100 * effect:.1f} points on"
 
 
@@ -107,7 +107,7 @@ def signed_interval(value: Row, digits: int = 2) -> str:
 
 
 def reference_context(controlled: Row | None, gain: Row | None, kl: Row | None) -> str:
-    """What length and distance have to do with a win rate against the reference."""
+    """How far length and KL explain a win rate against the reference."""
     said = []
     if controlled is not None and controlled["value"] is not None:
         said.append(f"at equal length {percent_interval(controlled)}")
@@ -119,7 +119,7 @@ def reference_context(controlled: Row | None, gain: Row | None, kl: Row | None) 
 
 
 def pair_context(matched: Row | None, *, settled: bool) -> str:
-    """Whether a difference between two variants is there at equal KL too."""
+    """Whether a difference between two variants remains at equal KL."""
     if matched is None:
         return ""
     gap = matched["difference"]

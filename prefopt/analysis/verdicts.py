@@ -73,7 +73,7 @@ def _measure(scores: Scores, a: str, b: str, y: np.ndarray) -> Row:
 
 
 def _judge(rows: Sequence[Row], tables: Sequence[tuple[str, str, np.ndarray]], scores: Scores, delta: float) -> None:
-    """Add corrected p values and verdicts to one family, and what could have been seen at its strictest level.
+    """Add to one family corrected p values, verdicts, and the differences detectable at its strictest level.
 
     Where more than a hundredth of the comparisons of two is unusable, their verdict is that of the worst case.
     """

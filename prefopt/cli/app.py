@@ -1,4 +1,4 @@
-"""The command line: reads what was typed, calls what does it, and turns errors into one line and an exit status.
+"""The command line: reads what was typed, calls the function for it, and turns errors into one line and an exit status.
 
 Exit status: 0 complete, 2 usage, 3 data, 4 incomplete, 5 busy, 6 environment, 7 a claim fails,
 130 or 143 stopped by SIGINT or SIGTERM, 1 a defect of prefopt.

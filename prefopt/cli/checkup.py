@@ -1,4 +1,4 @@
-"""``prefopt selftest`` and ``prefopt info``: whether the suite measures right, and what it finds on this machine."""
+"""``prefopt selftest`` and ``prefopt info``: whether the measurements are right, and what this machine has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``prefopt compare``: settings from what was typed, the comparison and its report, and what is said of the outcome."""
+"""``prefopt compare``: reads the settings, runs the comparison, writes its report and states the outcome."""
 
 from __future__ import annotations
 

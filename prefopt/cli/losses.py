@@ -1,4 +1,4 @@
-"""``prefopt losses`` and ``prefopt doctor``: the registered losses, and what an installed TRL does otherwise."""
+"""``prefopt losses`` and ``prefopt doctor``: lists the registered losses, and compares them with an installed TRL."""
 
 from __future__ import annotations
 

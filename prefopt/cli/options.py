@@ -1,4 +1,4 @@
-"""Options that several commands share, and how a command shows what it found."""
+"""Options that several commands share, and how a command shows its result."""
 
 from __future__ import annotations
 

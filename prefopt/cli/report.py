@@ -1,4 +1,4 @@
-"""``prefopt report`` and ``prefopt power``: what a folder says, and what a comparison could see."""
+"""``prefopt report`` and ``prefopt power``: report on a folder, or on what a comparison can detect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a comparison was made of, as its manifest says it."""
+"""Describes what a comparison was made of, for its manifest."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ READERS = ("__main__.py", "analysis", "cli", "judges", "launch", "report", "self
 
 
 def packages() -> dict[str, str]:
-    """Versions of what a run depends on, and of Python."""
+    """Versions of Python and of the packages that a run depends on."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -108,7 +108,7 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 def run_key(config: Config, variant: Variant, device: torch.device) -> dict[str, Any]:
-    """What a run is, before anything is loaded: kept in its ``run.json`` and its checkpoints."""
+    """The identity of a run, known before anything is loaded; kept in its ``run.json`` and its checkpoints."""
     return {
         "settings": digest(settings(config)),
         "loss": variant.build().spec(),
@@ -127,7 +127,7 @@ def reference_key(config: Config, device: torch.device) -> dict[str, Any]:
 
 
 def loss_code(variant: Variant) -> str:
-    """Hash of the files that a loss of somebody else's is made of; empty for one of ours, which ``code`` covers."""
+    """Hash of the files of a plugin's loss; empty for a built-in loss, which ``code`` covers."""
     parts = code_of(type(variant.build()))
     return digest(parts) if parts else ""
 

@@ -42,7 +42,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What evaluating one policy gave.
+    """The result of evaluating one policy.
 
     Attributes:
         samples: Its samples and their scores.
@@ -56,7 +56,7 @@ class Evaluation:
 
 
 def write_reference(folder: ResultsFolder, origin: Origin, evaluation: Evaluation) -> None:
-    """Write what the reference policy's evaluation gave."""
+    """Write the result of evaluating the reference policy."""
     path = folder.run(origin.variant, origin.seed)
     files = _write_evaluation(path, evaluation)
     _finish(folder, origin.record(diversity=evaluation.samples.diversity), files, evaluation.cost)
@@ -123,7 +123,7 @@ def _training_cost(run: Run, bank: AdapterBank) -> dict[str, float]:
 
 
 def drop_checkpoints(folder: ResultsFolder, variant: str, seed: int) -> None:
-    """Remove what a finished run no longer needs; a killed process may have left it."""
+    """Remove a finished run's checkpoints, which a killed process may have left."""
     path = folder.run(variant, seed) / CHECKPOINTS
     if path.is_dir():
         durable.remove(path)

@@ -1,4 +1,4 @@
-"""Going on with a results folder: mend it, ask what is missing, and refuse it if it holds another experiment."""
+"""Continues a results folder: mends it, asks what is missing, and refuses it if it holds another experiment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from prefopt.storage.schema import LOCK, REFERENCE
 
 
 def mend(folder: ResultsFolder, config: Config, device: torch.device, progress: Progress) -> None:
-    """Make every run of the comparison that is there a whole one or a missing one.
+    """Leave every run of the comparison either whole or missing.
 
     Runs with damaged files are set aside, and checkpoints that a killed process left in finished runs are removed.
 
@@ -95,7 +95,7 @@ def refuse_other_materials(folder: ResultsFolder, materials: Materials) -> None:
 def _require_same_run(
     folder: ResultsFolder, name: str, seed: int, stored: Mapping[str, Any], key: Mapping[str, Any]
 ) -> None:
-    """Refuse to take a finished run for one that it is not.
+    """Refuse a finished run that was made from something else than is asked for now.
 
     Raises:
         UsageError: Naming what differs, with both values.
@@ -120,7 +120,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tup
 
 
 def _portable(value: Any) -> Any:
-    """``value`` with every text as a manifest may hold it."""
+    """``value`` with every text as it may be written into a manifest."""
     if isinstance(value, Mapping):
         return {key: _portable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -97,7 +97,7 @@ def work(
 
 
 def _settle(config: Config) -> torch.device:
-    """Check the losses, and make this process compute the same every time; the device to compute on."""
+    """Check the losses, make this process deterministic, and choose the device."""
     for variant in config.variants:
         check_loss(variant.build(), documented=False)
     device = pick_device(config.device)

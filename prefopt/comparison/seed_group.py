@@ -131,7 +131,7 @@ class SeedGroup:
         record.write_reference(self.folder, origin, self._evaluate(None, origin, title))
 
     def _evaluate_run(self, run: Run, origin: Origin, title: str) -> None:
-        """Evaluate and write one run; what its own code raises is written as a failure of that run alone."""
+        """Evaluate and write one run; an error in its own code is written as a failure of that run alone."""
         try:
             if run.outcome.diverged_at is not None or not run.outcome.reason:
                 evaluation = None if run.outcome.reason else self._evaluate(run, origin, title)

@@ -1,4 +1,4 @@
-"""Which column of a source is which: standard names, aliases, the user's map, and names that cannot be trusted."""
+"""Finds the standard columns of a source: by name, by alias or by the user's map; names that mislead are refused."""
 
 from __future__ import annotations
 

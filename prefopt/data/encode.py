@@ -37,7 +37,7 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer with what has to be known about it.
+    """A tokenizer, with the facts about it that encoding needs.
 
     Attributes:
         tokenizer: Turns text into ids.
@@ -55,8 +55,7 @@ class Encoder:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Encoder:
-        """Find these out.
-
+        """Look these facts up.
         Raises:
             UsageError: If the tokenizer has no EOS token.
         """
@@ -149,7 +148,7 @@ class Encoder:
 
 
 def _find_anchor(tokenizer: PreTrainedTokenizerBase, plain: list[int]) -> tuple[str, tuple[int, ...]] | None:
-    """Something to tokenise after, for a tokenizer that puts a space before each text."""
+    """Text to tokenise continuations after, for a tokenizer that puts a space before each text."""
     if not tokenizer.convert_ids_to_tokens(plain)[0].startswith(("\u2581", "\u0120")):
         return None
     for anchor in _ANCHORS:
@@ -182,7 +181,7 @@ def _turns(response: Text) -> tuple[Message, ...]:
 
 
 def _responses(prompt: str | RowError, *wholes: str | RowError) -> Rendered | RowError:
-    """What two rendered conversations add to their rendered prompt."""
+    """The responses of two rendered conversations: what follows their rendered prompt."""
     if isinstance(prompt, RowError):
         return prompt
     responses = []

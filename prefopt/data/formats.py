@@ -49,7 +49,7 @@ _OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
 
 
 def other_format(columns: Collection[str]) -> tuple[str, str] | None:
-    """The name of a known format without chosen and rejected, and how to convert it, by the columns it has."""
+    """The known format, one without chosen and rejected, that has these columns, and how to convert it."""
     present = {name.lower() for name in columns}
     return next(((name, conversion) for wanted, name, conversion in _OTHERS if present.issuperset(wanted)), None)
 

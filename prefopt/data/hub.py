@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, as rows: never code, never an archive, never a guess at a revision."""
+"""Reads datasets of the Hugging Face hub as rows. It runs no code, unpacks no archive and guesses no revision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file or a hub dataset to validated pairs, with everything noteworthy counted."""
+"""Turns a file or a hub dataset into validated pairs, and counts everything worth noting."""
 
 from __future__ import annotations
 

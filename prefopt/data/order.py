@@ -1,4 +1,4 @@
-"""Which pairs go where and when: split by prompt, leak check, and the order of training."""
+"""Splits pairs by prompt, checks that no prompt is on both sides, and fixes the order of training."""
 
 from __future__ import annotations
 

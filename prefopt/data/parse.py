@@ -1,4 +1,4 @@
-"""JSON to rows, strictly: what a parser would guess at or let pass is a problem with a line.
+"""Reads JSON strictly: whatever a lenient parser would guess at is reported with its line.
 
 Every reader yields (row, columns or RowError), the row being the 1-based line, or the position in the list. Problems
 after which no further row can be trusted end the file. A file holds one object a line, or one value: a list of rows,
@@ -98,7 +98,7 @@ def decode_line(line: bytes) -> str:
 
 
 def numbered_lines(file: IO[bytes], max_row_bytes: int) -> Iterator[tuple[int, bytes | RowError]]:
-    """Lines with their numbers, none of them held when it is longer than allowed."""
+    """Lines with their numbers; a line that is longer than allowed is never held in memory."""
     number = 0
     try:
         while line := file.readline(max_row_bytes + 2):

@@ -1,4 +1,4 @@
-"""What is wrong with rows: collected over a whole source, then told in one message or counted as dropped."""
+"""Collects what is wrong with the rows of a source, to report it in one message or to count it as dropped."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class RowError(Exception):
 
 
 def or_drop(fix: str) -> str:
-    """A fix that ends with the two ways of leaving the row out."""
+    """A fix, followed by the two ways of leaving the row out."""
     return f"{fix}, or {_DROP}"
 
 
@@ -115,7 +115,7 @@ class Problems:
             self._fatal.append(error.describe(source or self.source, row))
 
     def raise_if_any(self, rows: int = 0) -> None:
-        """End with what was collected.
+        """Raise one error for all problems that were collected.
 
         Args:
             rows: How many rows were read; a problem that all of them have is told once, as one of the format.
@@ -138,12 +138,12 @@ class Problems:
 
 
 def _of_all(error: RowError, rows: int) -> RowError:
-    """The problem that every row has, which no dropping of rows can mend."""
+    """The problem that every row has, so that dropping rows cannot mend it."""
     fix = error.fix.removesuffix(_DROP).removesuffix(", or ")
     fix = fix or "write prompt, chosen and rejected as text, or as lists of {role, content} (see README)"
     return RowError(error.code, f"each of the {rows} rows: {error}", field=error.field, fix=fix)
 
 
 def refuse(source: str, row: int, error: RowError) -> DataError:
-    """The ``DataError`` of one problem that ends everything at once."""
+    """The ``DataError`` for one problem that ends the reading at once."""
     return DataError(f"{error.describe(source, row)} Nothing was written.")

@@ -1,4 +1,4 @@
-"""Where rows come from: a file of any kind that is read, a folder of shards, a saved dataset, or the hub."""
+"""Finds where rows come from: a file, a folder of shards, a saved dataset, or the hub."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def _open_folder(source: str, path: Path, max_row_bytes: int) -> Source:
 
 
 def _chosen_files(source: str, path: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """The files of a folder that are read, and what is to be said of the choice.
+    """The files of a folder that are read, and notes for the user on the choice.
 
     Raises:
         UsageError: If it is not clear which files are the training data.

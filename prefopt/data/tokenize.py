@@ -1,4 +1,4 @@
-"""Validated pairs to tokenised ones, with every truncation counted."""
+"""Tokenises validated pairs, and counts every truncation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The values that travel: a validated pair, a tokenised pair, and what was found on the way to each."""
+"""The values that are passed on: a validated pair, a tokenised pair, and what was counted while making each."""
 
 from __future__ import annotations
 
@@ -81,8 +81,7 @@ class TokenPair:
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What loading found.
-
+    """What was counted while pairs were loaded.
     Attributes:
         rows: Rows read.
         dropped: Rows left out, by reason (an error code and what it stands for).

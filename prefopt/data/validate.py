@@ -1,4 +1,4 @@
-"""One row to one pair: text or chat, explicit or implicit prompt, and everything that can be wrong with it.
+"""Turns one row into one pair, text or chat, with or without a prompt of its own, or says what is wrong with it.
 
 The formats are those of TRL's preference datasets (trl/data_utils.py): text or messages, with a prompt column or with
 the prompt as what chosen and rejected share. Departures: shared text is cut at the end of a word, and a response is

@@ -9,7 +9,7 @@ DIVERSITY_TOKENS = 2000  # distinct-n falls with length, so it is taken on as ma
 
 
 def diversity(tokens: Sequence[Sequence[int]], texts: Sequence[str]) -> dict[str, float]:
-    """Distinct unigrams and bigrams over a fixed number of tokens, and how many times smaller the text compresses."""
+    """Distinct unigrams and bigrams over a fixed number of tokens, and the factor by which the text compresses."""
     distinct = {f"distinct{n}": distinct_n(tokens, n, budget=DIVERSITY_TOKENS) for n in (1, 2)}
     return {**distinct, "compression": compression_ratio(texts)}
 

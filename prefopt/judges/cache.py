@@ -1,4 +1,4 @@
-"""Verdicts and scores kept in one SQLite file, addressed by what they are an answer to.
+"""Keeps verdicts and scores in one SQLite file, under a key made from the question.
 
 The key is a hash of the judge's fingerprint and of every text that it saw. Only numbers are kept, each with a checksum
 since SQLite has none; no text and no key of a service. Failures and unusable replies are never kept, so that asking
@@ -53,7 +53,7 @@ class Cache:
             raise self._failure(problem) from None
 
     def get(self, keys: Iterable[str]) -> dict[str, float]:
-        """The values of those keys that are there, and are what was put there."""
+        """The values of those keys that the file has unchanged."""
         wanted = list(dict.fromkeys(keys))
         answers: dict[str, float] = {}
         try:
@@ -77,7 +77,7 @@ class Cache:
             raise self._failure(problem) from None
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._db.close()
 
     def _failure(self, problem: Exception) -> MachineError:

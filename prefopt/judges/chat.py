@@ -1,4 +1,4 @@
-"""One request to an OpenAI-compatible chat server: its limits, what a failure means, and what may be repeated of it."""
+"""Sends one request to an OpenAI-compatible chat server: its limits, and what each failure means."""
 
 from __future__ import annotations
 

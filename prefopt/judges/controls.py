@@ -79,7 +79,7 @@ def row(control: str, scores: np.ndarray) -> ControlRow:
 
 
 def wilson(rate: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Interval of a share (Wilson 1927); for scores that are not 0 or 1 it is wider than it need be."""
+    """Interval of a share (Wilson 1927); for scores that are not 0 or 1 it is wider than necessary."""
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return max(0.0, centre - half), min(1.0, centre + half)

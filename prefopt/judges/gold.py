@@ -1,4 +1,4 @@
-"""Who wins by the gold reward."""
+"""Decides who wins by the gold reward."""
 
 from __future__ import annotations
 

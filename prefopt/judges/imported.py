@@ -1,4 +1,4 @@
-"""Verdicts made elsewhere, by people or by another tool, read from a JSONL file.
+"""Reads verdicts by people or another tool from a JSONL file.
 
 Each line is an object with ``prompt``, ``a``, ``b`` (texts) and ``verdict``: ``"a"``, ``"b"``, ``"tie"``, a number
 from 0 to 1 (how far a wins), or null where somebody looked and could not say. ``prefopt judge --questions FILE``

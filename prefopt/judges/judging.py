@@ -42,7 +42,7 @@ Judge = PairwiseJudge | PointwiseJudge
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a judging would take now.
+    """The calls and tokens that a judging would take now.
 
     Attributes:
         judge: Its name.
@@ -59,7 +59,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What one judge said, before it is written.
+    """One judge's verdicts and what is known of the judge, before they are written.
 
     Attributes:
         facts: The part of ``judge.json`` that depends on the kind of judge.
@@ -106,7 +106,7 @@ def plan(request: JudgeRequest) -> Plan:
 
 
 def write_blank(request: JudgeRequest, path: Path) -> int:
-    """Write the comparisons as JSONL for people or other tools to fill in; how many there are.
+    """Write the comparisons as JSONL for people or other tools to fill in, and return their number.
 
     Raises:
         PrefoptError: If the folder has nothing to judge, or the file cannot be written.

@@ -1,4 +1,4 @@
-"""A causal language model on this machine as a judge: how likely it finds the answer A, and how likely B."""
+"""A causal language model on this machine as a judge, by its probabilities of the answers A and B."""
 
 from __future__ import annotations
 

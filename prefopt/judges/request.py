@@ -1,4 +1,4 @@
-"""What a judging was told to do, checked before anything is read, loaded or paid for."""
+"""The request for a judging, checked before anything is read, loaded or paid for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAIRS = ("reference", "all")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a judging by a server may cost.
+    """Limits on what a judging by a server may cost.
 
     Attributes:
         max_calls: HTTP requests at most, retries among them; None for no limit.

@@ -134,7 +134,7 @@ class RewardModelJudge:
 
 
 def weights_hash(folder: str, model: torch.nn.Module) -> str:
-    """Hash of a local folder's weights, or of the parameters of what came from a hub."""
+    """Hash of the weights in a local folder, or of a hub model's parameters."""
     files = sorted(Path(folder).glob("*.safetensors")) if Path(folder).is_dir() else []
     if files:
         return digest([sha256_file(file) for file in files])

@@ -53,7 +53,7 @@ def build(folder: Path) -> Path:
 
 
 def _remove_stale(folder: Path, tables: Collection[str], figures: Collection[str]) -> None:
-    """Take away tables and figures of an earlier report that this one does not have."""
+    """Remove tables and figures of an earlier report that this one does not have."""
     for place, known, kept, kinds in (
         ("tables", BUILDERS, tables, ("csv", "md")),
         ("figures", render.FIGURES, figures, ("svg", "png")),

@@ -67,7 +67,7 @@ def render(
 
 
 def visible(value: object) -> object:
-    """Text with its invisible characters as escapes: they could turn it around or hide a part of it."""
+    """Text with invisible characters as escapes, since they could reverse it or hide a part of it."""
     if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
         return value
     return "".join(_escape(c) if unicodedata.category(c) in _INVISIBLE and c not in "\n\t" else c for c in value)

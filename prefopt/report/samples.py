@@ -1,4 +1,4 @@
-"""Samples side by side: which prompts are shown, and who won there."""
+"""Chooses the samples that are shown side by side, with who won on each prompt."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def write(out: Path, controls: Sequence[Control], *, levels: Sequence[int], seed
 
 
 def written(out: Path, *, levels: Sequence[int], seed: int) -> list[Control] | None:
-    """The controls that ``write`` left there for the same question and the same code, or None.
+    """The controls in a file that ``write`` made for the same question and the same code, or None.
 
     Args:
         out: A results folder, or a file.

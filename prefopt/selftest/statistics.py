@@ -129,7 +129,7 @@ def coverage(rng: np.random.Generator) -> list[Control]:
 
 
 def power(rng: np.random.Generator) -> list[Control]:
-    """At the minimum detectable effect the test must find the difference in 80 % of comparisons."""
+    """At the minimum detectable effect, the test must detect the difference in 80 % of comparisons."""
     controls = []
     for seeds in (3, 5, 8):
         components = stats.Components.assumed(seed_sd=0.025, prompt_sd=0.1)

@@ -95,7 +95,7 @@ def make_base() -> Base:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The model, its adapters, and pairs of responses that it gave itself."""
+    """The model, its adapters, and pairs of its own responses."""
 
     model: AdaptedModel
     responses: pd.DataFrame

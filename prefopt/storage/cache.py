@@ -1,4 +1,4 @@
-"""What is slow to make again, kept with its checksum: taken if it is as it was written, else made again."""
+"""Keeps what is slow to make, with a checksum; whatever no longer fits its checksum is made again."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Conditions:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Conditions:
-        """From what ``as_dict`` gave; other fields are not compared, and left out."""
+        """The conditions that ``as_dict`` wrote; other fields are not compared, and are left out."""
         return cls(**{name: value.get(name) for name in NAMES})
 
     def as_dict(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The one module that changes files: atomic, synced to disk, and counted so that a fault can be put at each operation.
+"""The one module that changes files: atomically, synced to disk, and announced so that tests can put a fault anywhere.
 
 A file or folder appears whole under its name or not at all: it is written under a hidden temporary name in the same
 folder, synced, renamed, and the folder that holds the name is synced. Leftovers of a process that was killed begin
@@ -95,7 +95,7 @@ def _seal(path: Path, data: bytes) -> bytes:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder, if it is there; a folder vanishes from its name at once.
+    """Remove a file or folder, if it is there; a folder loses its name first, so that no half of it is ever read.
 
     Raises:
         MachineError: If the system refuses.
@@ -151,7 +151,7 @@ def forget_synced() -> None:
 
 
 def ensure_folder(path: Path) -> None:
-    """Make a folder and those above it; one that is there may be of a process that was killed before it synced."""
+    """Make a folder and those above it. One that exists is synced once, since its maker may have been killed before."""
     if path.is_dir():
         if path not in _safe:
             with suppress(PermissionError):  # of a folder above that we may not read, and so did not make
@@ -174,19 +174,19 @@ def _write_synced(path: Path, data: bytes, permissions: int) -> None:
 
 
 def rename_synced(old: Path, new: Path) -> None:
-    """Give a file or folder its name, and have the system write that down."""
+    """Give a file or folder its name, and sync the folder above."""
     operation("rename", new)
     os.replace(old, new)  # noqa: PTH105 - the one call whose atomicity all of this rests on
     sync_folder(new.parent)
 
 
 def sync_folder(path: Path) -> None:
-    """Have the system write down the names in a folder."""
+    """Sync the names in a folder to disk."""
     sync(path, "sync-folder")
 
 
 def sync(path: Path, kind: str = "sync") -> None:
-    """Have the system write down a file's content."""
+    """Sync a file's content to disk."""
     operation(kind, path)
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -196,7 +196,7 @@ def sync(path: Path, kind: str = "sync") -> None:
 
 
 def permissions(path: Path) -> int:
-    """Those of the file that is replaced, else what the umask leaves of rw-rw-rw-."""
+    """The permissions of the file that is replaced, else what the umask leaves of rw-rw-rw-."""
     with suppress(OSError):
         return path.stat().st_mode & 0o777
     mask = os.umask(0)

@@ -62,7 +62,7 @@ class RunRecord:
 
     @property
     def has_numbers(self) -> bool:
-        """Whether it ended in a result, complete or diverged, that is not tried again."""
+        """Whether it is complete or diverged: it has numbers, and is not tried again."""
         return self.status != "failed"
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What must not be written down: secrets, wherever they come from, and the path of the user's home."""
+"""Takes out what must not be written: secrets, wherever they come from, and the path of the user's home."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def without_secrets(text: str) -> str:
 
 
 def redacted(value: Any) -> Any:
-    """A value for JSON with every text in it, keys too, as ``without_secrets`` gives it."""
+    """A value for JSON, without secrets in any of its texts and keys."""
     secrets = _secret_values()
 
     def clean(item: Any) -> Any:

@@ -169,7 +169,7 @@ class ResultsFolder:
         return records
 
     def _of_runs(self, file: str) -> list[Path]:
-        """One kind of file of every run; folders that were set aside are none."""
+        """One kind of file of every run, without those of folders that were set aside."""
         paths = self.root.glob(f"runs/*/seed-*/{file}")
         return sorted(path for path in paths if path.parent.name.removeprefix("seed-").isdigit())
 
@@ -228,7 +228,7 @@ class ResultsFolder:
             raise UsageError(f"{path} is damaged: {problem}; move it away, compare again, then judge again") from None
 
     def check(self, name: str, *, may_be_missing: bool = False) -> bool:
-        """Whether a Parquet file of this folder itself is there, as it was written.
+        """Whether a Parquet file of the folder's top level is there unchanged.
 
         Raises:
             UsageError: If it has other bytes, or is missing though it was written once and may not be.
@@ -246,7 +246,7 @@ class ResultsFolder:
         return True
 
     def write_frame(self, name: str, frame: pd.DataFrame) -> None:
-        """Write a Parquet file of this folder itself, and its checksum first: with it the old file's still counts."""
+        """Write a Parquet file of the folder's top level; its checksum comes first, and the old file's still counts."""
         path = self.root / name
         data = frame_bytes(path, frame)
         sums = self._checksums()

@@ -1,4 +1,4 @@
-"""How figures look: one palette, one size of text, one way to save; nothing global is touched.
+"""How figures look: one palette, one size of text, one way to save. Global settings are not touched.
 
 Colours are Okabe and Ito's without yellow, which is lost on white; markers and line styles repeat the distinction,
 so that a figure survives a grey printer and a colour-blind reader.
@@ -97,7 +97,7 @@ def figure(width: float, height: float) -> Figure:
 
 
 def panels(count: int, columns: int, size: tuple[float, float], *, legend: bool = False) -> tuple[Figure, Any]:
-    """A figure with ``count`` panels of ``size`` inches on common axes, and the panels; room for a legend if asked.
+    """A figure with ``count`` panels of ``size`` inches on common axes, and the panels; ``legend`` leaves room for one.
 
     Placed by hand: working out the room of forty panels takes longer than drawing them.
     """
@@ -151,7 +151,7 @@ _UNUSED = re.compile(r' id="[A-Za-z0-9]+_\d+"|<!--.*?-->|(?<=>)\s+(?=<)', re.DOT
 
 
 def smaller(svg: str) -> str:
-    """The same picture in about half the bytes: coordinates to a hundredth of a point, no names nobody refers to."""
+    """The same picture in about half the bytes: coordinates to a hundredth of a point, and no unused names."""
 
     def rounded(numbers: re.Match[str]) -> str:
         return " ".join(_NUMBER.sub(lambda number: f"{float(number[0]):.2f}", numbers[0]).split())

@@ -1,4 +1,4 @@
-"""Which tables a report has, and what is in them: each a function of ``results.json``."""
+"""The tables of a report whose rows are computed, each by a function of ``results.json``."""
 
 from __future__ import annotations
 

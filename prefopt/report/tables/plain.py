@@ -1,4 +1,4 @@
-"""Tables whose rows stand in ``results.json`` as they are shown."""
+"""The tables of a report whose rows are in ``results.json`` as they are shown."""
 
 from __future__ import annotations
 

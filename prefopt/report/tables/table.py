@@ -1,4 +1,4 @@
-"""Tables as values: what is in them once, for CSV, Markdown and HTML alike."""
+"""A table as a value that CSV, Markdown and HTML are all written from."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _plain(value: Any, column: Column) -> str:
 
 
 def sort_key(value: Any) -> Any:
-    """What a cell sorts by: the estimate of an interval; empty for nothing."""
+    """The value that a cell is sorted by: the estimate of an interval, or an empty text where there is nothing."""
     if isinstance(value, Mapping):
         value = value["value"]
     return "" if value is None else value
