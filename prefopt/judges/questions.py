@@ -91,7 +91,7 @@ def to_ask(questions: Questions, *, with_controls: bool = True) -> list[Shown]:
 
 
 def write_questions(questions: Questions) -> str:
-    """JSONL for people or other tools to fill in; the variant's text is first in every other line, and is not marked."""
+    """JSONL for people or other tools to fill in; every other line has the variant first, unmarked."""
     lines = []
     for number, question in enumerate(to_ask(questions, with_controls=False)[::2]):
         shown = question if number % 2 else question.swapped()
