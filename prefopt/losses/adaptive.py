@@ -1,4 +1,4 @@
-"""Losses that set themselves by how the batch's gaps from the reference usually are: beta-DPO, alpha-DPO."""
+"""Losses that adapt to how far recent batches were from the reference: beta-DPO, alpha-DPO."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class BetaDPO(Loss):
 @register("alpha_dpo")
 @dataclass(frozen=True)
 class AlphaDPO(Loss):
-    """SimPO whose target margin follows how far the pair's gap from the reference is from the usual.
+    """SimPO with a larger target margin for pairs whose gap from the reference is larger than usual.
 
     With a(y) = log pi(y|x) / |y| in nats per token, G = (a - a_ref)(y_w) - (a - a_ref)(y_l), and M and S the moving
     averages of the batch's mean and standard deviation of G, all three without gradient where they set the target:

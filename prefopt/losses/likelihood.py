@@ -22,7 +22,7 @@ class Unlikelihood(Loss):
         loss      = -s(y_w) + alpha * s(y_l)
         reward(y) = s(y)
 
-    It falls without bound as the rejected response becomes impossible, and then writes no sense: stop early.
+    It falls without bound as the rejected response becomes impossible, and the policy then writes nonsense: stop early.
 
     Args:
         alpha: Weight of the rejected response, in [0, 1] as in the paper; 0 is likelihood alone.
