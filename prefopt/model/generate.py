@@ -4,7 +4,7 @@ The noise behind a token is a function of (seed, prompt, sample, position) alone
 adapter. Two policies that agree give the same text, and two that differ are compared with as little noise as can be.
 
 Shapes: K adapters, n slots (prompt x sample), N = K * n rows, V vocabulary, P tokens of the longest prompt,
-H heads, H' key heads, D head size, d hidden size.
+C slots of a chunk, c of a tile, H heads, H' key heads, D head size, d hidden size.
 """
 
 from __future__ import annotations
