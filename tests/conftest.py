@@ -34,12 +34,12 @@ def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a tiny random model by kind, made once."""
-    made: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
 
     def folder(kind: str) -> Path:
-        if kind not in made:
-            made[kind] = tiny.save(tmp_path_factory.mktemp(kind), kind)
-        return made[kind]
+        if kind not in folders:
+            folders[kind] = tiny.save(tmp_path_factory.mktemp(kind), kind)
+        return folders[kind]
 
     return folder
 

@@ -58,9 +58,9 @@ def work(
                 facts["gradient"] = side.model.adapters.grads[0].cpu().numpy()
         gate.step_done(facts)
 
-    made = side.runs(losses)
-    runs.extend(made)
-    side.runs = lambda _: made  # type: ignore[method-assign]
+    variants = side.runs(losses)
+    runs.extend(variants)
+    side.runs = lambda _: variants  # type: ignore[method-assign]
     side.group(losses, progress, max_grad_norm=max_grad_norm, **({"log_every": 1} if b_std else {}), **(options or {}))
 
 
@@ -105,15 +105,15 @@ def _job(side: Side, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sample_job(side: Side, *, adapters: int, prompts: int, samples: int, tokens: int) -> dict[str, Any]:
-    some = [p.prompt_ids for p in side.pairs[:prompts]]
+    prompt_ids = [p.prompt_ids for p in side.pairs[:prompts]]
 
     def once(length: int) -> tuple[float, int]:
         began = time.perf_counter()
-        drawn = sample(
-            side.model, some, adapters=slice(0, adapters), samples=samples, max_new_tokens=length,
+        sampled = sample(
+            side.model, prompt_ids, adapters=slice(0, adapters), samples=samples, max_new_tokens=length,
             temperature=1.0, seed=side.case.seed,
         )  # fmt: skip
-        return time.perf_counter() - began, sum(len(s.tokens) for one in drawn for s in one)
+        return time.perf_counter() - began, sum(len(s.tokens) for one in sampled for s in one)
 
     once(2)
     seconds, count = once(tokens)
@@ -125,4 +125,9 @@ def _sample_job(side: Side, *, adapters: int, prompts: int, samples: int, tokens
         for event in record.key_averages()
         if event.key.removeprefix("aten::").rstrip("_") in PRODUCTS
     )
-    return {"seconds": seconds, "products_s": products / 1e6, "tokens": count, "rows": adapters * len(some) * samples}
+    return {
+        "seconds": seconds,
+        "products_s": products / 1e6,
+        "tokens": count,
+        "rows": adapters * len(prompt_ids) * samples,
+    }

@@ -67,16 +67,18 @@ def _parity(frames: Frames) -> str:
     rows = []
     for dtype, part in frames["parity"].groupby("dtype", sort=False):
         for quantity in ("loss", "1 - gradient cosine", "gradient norm"):
-            some = part[part.quantity == quantity]
+            compared = part[part.quantity == quantity]
             rows.append(
                 {
                     "type": dtype,
-                    "quantity": f"{quantity}, {len(some)} steps" if len(some) > 1 else f"{quantity}, first step",
-                    "largest difference": f"{some.difference.abs().max():.2g}",
-                    "tolerance": f"{some.tolerance.max():g}",
-                    "from float32: TRL": _distance(some, "trl"),
-                    "from float32: prefopt": _distance(some, "prefopt"),
-                    "holds": "yes" if some.ok.all() else "NO",
+                    "quantity": f"{quantity}, {len(compared)} steps"
+                    if len(compared) > 1
+                    else f"{quantity}, first step",
+                    "largest difference": f"{compared.difference.abs().max():.2g}",
+                    "tolerance": f"{compared.tolerance.max():g}",
+                    "from float32: TRL": _distance(compared, "trl"),
+                    "from float32: prefopt": _distance(compared, "prefopt"),
+                    "holds": "yes" if compared.ok.all() else "NO",
                 }
             )
     text = (

@@ -17,7 +17,7 @@ NAMES = ["dpo", "ipo", "simpo[beta=2.5,gamma_beta_ratio=0.5]", "ipo-2"]
 
 def folder(root: Path, rates: dict[str, list[list[float]]], judge: str = "oracle") -> results.ResultsFolder:
     """Judgements against the reference: rates by variant, (seeds, prompts)."""
-    made = results.ResultsFolder(root)
+    judged = results.ResultsFolder(root)
     rows = [
         (judge, name, schema.REFERENCE, seed, prompt, score, int(not np.isnan(score)), 0.0, int(np.isnan(score)))
         for name, table in rates.items()
@@ -25,8 +25,8 @@ def folder(root: Path, rates: dict[str, list[list[float]]], judge: str = "oracle
         for prompt, score in enumerate(row)
     ]
     formats.write_frame(root / "judgements.parquet", pd.DataFrame(rows, columns=list(schema.JUDGEMENT_COLUMNS)))
-    formats.write_json(made.manifest_path, {"schema": 1, "seeds": list(range(max(map(len, rates.values()))))})
-    return made
+    formats.write_json(judged.manifest_path, {"schema": 1, "seeds": list(range(max(map(len, rates.values()))))})
+    return judged
 
 
 RATES = {
@@ -56,8 +56,8 @@ RATES = {
     ],
 )
 def test_claims_by_hand(tmp_path: Path, text: str, holds: bool) -> None:
-    made = folder(tmp_path, RATES)
-    (outcome,) = claims.check(made, [claims.parse(text, NAMES)])
+    judged = folder(tmp_path, RATES)
+    (outcome,) = claims.check(judged, [claims.parse(text, NAMES)])
     assert outcome.holds is holds, outcome.sentence
     assert text in outcome.sentence
     if holds:
@@ -85,38 +85,38 @@ def test_misspelt_variant_has_a_suggestion() -> None:
 def test_sentence_has_the_paired_interval(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     base = rng.uniform(0.2, 0.8, (4, 50))
-    made = folder(tmp_path, {"dpo": base.tolist(), "ipo": (base - 0.01).tolist()})
-    (outcome,) = claims.check(made, [claims.parse("ipo >= dpo - 0.02", NAMES)])
+    judged = folder(tmp_path, {"dpo": base.tolist(), "ipo": (base - 0.01).tolist()})
+    (outcome,) = claims.check(judged, [claims.parse("ipo >= dpo - 0.02", NAMES)])
     # Paired cell by cell the difference is constant, however much prompts differ.
     assert "+1.0 points, 95 % [+1.0, +1.0]" in outcome.sentence
 
 
 def test_unfinished_variants_prove_nothing(tmp_path: Path) -> None:
-    made = folder(tmp_path, {"dpo": RATES["dpo"], "ipo": RATES["ipo"][:1]})
+    judged = folder(tmp_path, {"dpo": RATES["dpo"], "ipo": RATES["ipo"][:1]})
     with pytest.raises(ClaimError, match="ipo has no win rate at seed 1"):
-        claims.check(made, [claims.parse("ipo >= dpo - 0.02", NAMES)])
-    claims.check(made, [claims.parse("dpo >= 0.5", NAMES)])
+        claims.check(judged, [claims.parse("ipo >= dpo - 0.02", NAMES)])
+    claims.check(judged, [claims.parse("dpo >= 0.5", NAMES)])
 
 
 def test_unusable_verdicts_are_no_win_rate(tmp_path: Path) -> None:
-    made = folder(tmp_path, {"dpo": RATES["dpo"], "ipo": [[np.nan, np.nan], [0.5, 0.5]]})
+    judged = folder(tmp_path, {"dpo": RATES["dpo"], "ipo": [[np.nan, np.nan], [0.5, 0.5]]})
     with pytest.raises(ClaimError, match="ipo has no win rate at seed 0"):
-        claims.check(made, [claims.parse("ipo >= 0.5", NAMES)])
+        claims.check(judged, [claims.parse("ipo >= 0.5", NAMES)])
 
 
 def test_no_judge_no_claim(tmp_path: Path) -> None:
-    made = results.ResultsFolder(tmp_path)
-    formats.write_json(made.manifest_path, {"schema": 1, "seeds": [0]})
+    judged = results.ResultsFolder(tmp_path)
+    formats.write_json(judged.manifest_path, {"schema": 1, "seeds": [0]})
     with pytest.raises(ClaimError, match="no judge"):
-        claims.check(made, [claims.parse("ipo >= dpo", NAMES)])
+        claims.check(judged, [claims.parse("ipo >= dpo", NAMES)])
 
 
 def test_the_gold_reward_goes_before_other_judges(tmp_path: Path) -> None:
-    made = folder(tmp_path, {"dpo": [[0.1, 0.2], [0.1, 0.2]]}, judge="a-judge")
-    other = made.judgements()
-    made = folder(tmp_path, {"dpo": [[0.9, 0.8], [0.9, 0.8]]})
-    formats.write_frame(tmp_path / "judgements.parquet", pd.concat([other, made.judgements()]))
-    assert claims.check(made, [claims.parse("dpo > 0.5", NAMES)])[0].holds
+    judged = folder(tmp_path, {"dpo": [[0.1, 0.2], [0.1, 0.2]]}, judge="a-judge")
+    other = judged.judgements()
+    judged = folder(tmp_path, {"dpo": [[0.9, 0.8], [0.9, 0.8]]})
+    formats.write_frame(tmp_path / "judgements.parquet", pd.concat([other, judged.judgements()]))
+    assert claims.check(judged, [claims.parse("dpo > 0.5", NAMES)])[0].holds
 
 
 def test_power_recovers_planted_variances(tmp_path: Path) -> None:
@@ -143,10 +143,10 @@ def test_power_of_a_written_comparison(tmp_path: Path) -> None:
 
 def test_power_answers_agree_with_each_other() -> None:
     components = stats.Components.assumed()
-    found = power.answer(components, seeds=5, prompts=256)
-    least = found["minimum_detectable"]
+    sizes = power.answer(components, seeds=5, prompts=256)
+    least = sizes["minimum_detectable"]
     assert stats.power(least, components, seeds=5, prompts=256) == pytest.approx(0.8, abs=0.01)
-    by_size = {row["difference"]: row for row in found["effects"]}
+    by_size = {row["difference"]: row for row in sizes["effects"]}
     assert by_size[0.01]["power"] < 0.2
     assert by_size[0.1]["power"] > 0.9
     for row in by_size.values():

@@ -111,10 +111,10 @@ sys.meta_path.insert(0, Absent())
 from prefopt.cli import main
 main()
 """
-    asked, judged_by = tmp_path / "q.jsonl", tmp_path / "people.jsonl"
+    questions, judged_by = tmp_path / "q.jsonl", tmp_path / "people.jsonl"
     judging = [sys.executable, "-c", program, "judge", str(folder.root)]
-    subprocess.run([*judging, "--judge", "file:none", "--questions", str(asked)], check=True, timeout=120)
-    rows = [json.loads(line) for line in asked.read_text(encoding="utf-8").splitlines()]
+    subprocess.run([*judging, "--judge", "file:none", "--questions", str(questions)], check=True, timeout=120)
+    rows = [json.loads(line) for line in questions.read_text(encoding="utf-8").splitlines()]
     judged_by.write_text("".join(json.dumps({**row, "verdict": "tie"}) + "\n" for row in rows), encoding="utf-8")
     subprocess.run([*judging, "--judge", f"file:{judged_by}", "--quiet"], check=True, timeout=120)
     assert (folder.judgements()["score"] == 0.5).all()
@@ -135,20 +135,20 @@ def test_power_as_typed(tmp_path: Path, monkeypatch, capsys) -> None:
     assert assumed["seed_sd"] == pytest.approx(0.025)
     root = synthetic.World(seeds=3).write(tmp_path / "x")
     assert run(monkeypatch, ["power", "--from", str(root), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["judge"] == "oracle"
-    assert found["prompts"] == 256
-    assert found["measured_prompts"] == 64
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["judge"] == "oracle"
+    assert answer["prompts"] == 256
+    assert answer["measured_prompts"] == 64
     assert run(monkeypatch, ["power", "--prompt-sd", "0.9"]) == 2
     assert run(monkeypatch, ["power", "--from", str(tmp_path / "nothing")]) == 2
 
 
 def test_selftest_as_typed(tmp_path: Path, monkeypatch, capsys) -> None:
     good, bad = Control("good", "?", 0.5, 0.0, 1.0), Control("bad", "?", 2.0, 0.0, 1.0)
-    asked = []
+    levels_run = []
 
     def levels(levels, *, seed):
-        asked.append(tuple(levels))
+        levels_run.append(tuple(levels))
         return [good] if levels == (0,) else [good, bad]
 
     monkeypatch.setattr(selftest, "run_levels", levels)
@@ -159,14 +159,14 @@ def test_selftest_as_typed(tmp_path: Path, monkeypatch, capsys) -> None:
     assert "1 of 1 controls pass" in capsys.readouterr().out
     assert run(monkeypatch, ["selftest"]) == 1
     assert "1 of 2 controls fail: bad" in capsys.readouterr().err
-    assert asked == [(0,), (0, 1)]
+    assert levels_run == [(0,), (0, 1)]
     assert run(monkeypatch, ["selftest", "--level", "0", "--out", str(tmp_path / "c.json")]) == 0
     assert "1 of 1 controls pass" in capsys.readouterr().out
-    assert asked == [(0,), (0, 1)], "what is there for this code is not run again"
+    assert levels_run == [(0,), (0, 1)], "what is there for this code is not run again"
     for changed in ({"seed": 1}, {"code": "0"}, {"prefopt_version": "0"}, {"controls": [{}]}):
         (tmp_path / "c.json").write_text(json.dumps({**written, **changed}))
-        asked.clear()
+        levels_run.clear()
         assert run(monkeypatch, ["selftest", "--level", "0", "--out", str(tmp_path / "c.json")]) == 0
-        assert asked == [(0,)], changed
+        assert levels_run == [(0,)], changed
     assert run(monkeypatch, ["selftest", "--level", "0", "--seed", "1", "--out", str(tmp_path / "c.json")]) == 0
-    assert asked == [(0,), (0,)]
+    assert levels_run == [(0,), (0,)]

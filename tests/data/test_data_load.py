@@ -467,22 +467,22 @@ class FakeBuilder:
 
 def test_hub_rows_and_pinned_revisions(monkeypatch):
     datasets = pytest.importorskip("datasets")
-    asked = {}
+    requested = {}
 
     def load_dataset(name: str, **options: Any) -> list[dict[str, Any]]:
-        asked.update(name=name, **options)
+        requested.update(name=name, **options)
         return [GOOD, {**GOOD, "prompt": "Another one."}]
 
     FakeBuilder.__module__ = "datasets.packaged_modules.parquet.parquet"
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *args, **options: FakeBuilder())
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     loaded = load_pairs("org/set@main:test")
-    assert asked == {"name": "org/set", "revision": "main", "split": "test"}
+    assert requested == {"name": "org/set", "revision": "main", "split": "test"}
     assert [pair.row for pair in loaded.pairs] == [1, 2]
     assert "not pinned" in loaded.report.warnings[0]
     check_unchanged(loaded)
     pinned = load_pairs("org/set@" + "0a" * 20)
-    assert asked["split"] == "train"
+    assert requested["split"] == "train"
     assert pinned.report.warnings == ()
     assert pinned.sha256 == loaded.sha256
 

@@ -34,11 +34,11 @@ def by_hand(base: Base, rows: Sequence[int]) -> torch.Tensor:
 def test_kl_is_the_sum_over_positions_of_the_exact_divergence(tiny_base: Callable[..., Base]) -> None:
     base = tiny_base()
     model = shaken(base, 2)
-    some = prompts(4)
-    drawn = run(model, some, slice(1, 2))[0]
-    kl, logp, ref_logp = policy_and_reference(model, 1, some, drawn)
-    for i, one in enumerate(drawn):
-        whole, start = [*some[one.prompt], *one.tokens], len(some[one.prompt]) - 1
+    prompt_ids = prompts(4)
+    sampled = run(model, prompt_ids, slice(1, 2))[0]
+    kl, logp, ref_logp = policy_and_reference(model, 1, prompt_ids, sampled)
+    for i, one in enumerate(sampled):
+        whole, start = [*prompt_ids[one.prompt], *one.tokens], len(prompt_ids[one.prompt]) - 1
         with model.use(slice(1, 2)):
             p = by_hand(base, whole)[start:-1]
         with model.off():
@@ -54,9 +54,9 @@ def test_kl_of_the_reference_with_itself_is_exactly_zero(tiny_base: Callable[...
     base = tiny_base()
     model = shaken(base, 2)
     model.adapters.params[1] = 0
-    some = prompts(3)
-    drawn = run(model, some, None)[0]
-    kl, logp, ref_logp = policy_and_reference(model, 1, some, drawn)
+    prompt_ids = prompts(3)
+    sampled = run(model, prompt_ids, None)[0]
+    kl, logp, ref_logp = policy_and_reference(model, 1, prompt_ids, sampled)
     assert (kl == 0).all()
     assert (logp == ref_logp).all()
 
@@ -64,10 +64,10 @@ def test_kl_of_the_reference_with_itself_is_exactly_zero(tiny_base: Callable[...
 def test_kl_agrees_with_its_monte_carlo_estimate(tiny_base: Callable[..., Base]) -> None:
     base = tiny_base()
     model = shaken(base, 1)
-    drawn = run(model, prompts(2), slice(0, 1), samples=400, max_new_tokens=4)[0]
-    kl, logp, ref_logp = policy_and_reference(model, 0, prompts(2), drawn)
+    sampled = run(model, prompts(2), slice(0, 1), samples=400, max_new_tokens=4)[0]
+    kl, logp, ref_logp = policy_and_reference(model, 0, prompts(2), sampled)
     naive = logp - ref_logp
-    assert kl.mean() == pytest.approx(naive.mean(), abs=4 * naive.std() / np.sqrt(len(drawn)))
+    assert kl.mean() == pytest.approx(naive.mean(), abs=4 * naive.std() / np.sqrt(len(sampled)))
     assert kl.std() < naive.std()
 
 

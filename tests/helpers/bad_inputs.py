@@ -69,14 +69,14 @@ class Command:
 
 def snapshot(root: Path) -> dict[str, str]:
     """Every file, folder and link below ``root`` with the hash of its content."""
-    found = {}
+    files = {}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
         if path.is_symlink():
-            found[name] = f"link to {path.readlink()}"
+            files[name] = f"link to {path.readlink()}"
         else:
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
-    return found
+            files[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+    return files
 
 
 def jsonl(rows: Iterable[Any]) -> bytes:

@@ -65,7 +65,7 @@ def files(root: Path) -> dict[str, int]:
 
 def tree(root: Path) -> dict[str, bytes]:
     """What one command must write twice alike: everything but times."""
-    found = {}
+    contents = {}
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         name = path.relative_to(root).as_posix()
         data = path.read_bytes()
@@ -78,8 +78,8 @@ def tree(root: Path) -> dict[str, bytes]:
         elif path.suffix not in (".parquet", ".safetensors", ".json", ".csv") or name == "results.json":
             continue  # pages and pictures are made of the tables
         if path.name not in ("cost.json", "cost.csv", "checksums.json"):
-            found[name] = data
-    return found
+            contents[name] = data
+    return contents
 
 
 def command(words: list[str]) -> list[str]:

@@ -58,11 +58,11 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
         show_progress=False,
     )
     inner.train_from_iterator(["the cat sat on the mat and the dog ran off with a hat"] * 4, trainer)
-    made = transformers.PreTrainedTokenizerFast(
+    fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
     )
-    made.chat_template = CHAT
-    return made
+    fast.chat_template = CHAT
+    return fast
 
 
 def save(folder: Path, kind: str) -> Path:

@@ -74,8 +74,8 @@ def test_j05_j07_replies_that_are_no_verdicts_are_counted_and_end_with_4(command
     assert "prefopt: judge openai:tiny: " in outcome.err
     folder = ResultsFolder(command.root / "x")
     (place,) = (folder.root / "judge").iterdir()
-    found = json.loads((place / "judge.json").read_text(encoding="utf-8"))
-    assert found["invalid_share"] == 1
+    record = json.loads((place / "judge.json").read_text(encoding="utf-8"))
+    assert record["invalid_share"] == 1
     assert folder.judgements()["n"].sum() == 0, "none is a win, a loss or a tie"
 
 

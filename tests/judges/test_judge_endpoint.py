@@ -56,17 +56,17 @@ def test_a_real_model_behind_a_server_agrees_with_the_same_model_here(tmp_path: 
     base = tiny_base()
     plain = transformers.AutoModelForCausalLM.from_pretrained(base.name).eval()
     folder = judged.write(tmp_path / "x", {"better": 2, "worse": 0}, seeds=1)
-    asked = questions(folder, prompts=2)
+    to_judge = questions(folder, prompts=2)
     cache = Cache(tmp_path / "cache.sqlite")
     local = LocalJudge(base)
     local.window = 100_000
     with chat_server.serve(plain, base.tokenizer) as state:
         with EndpointJudge("tiny", base_url=state.url) as remote:
-            record = judge_folder(folder, remote, asked, cache=cache, progress=Silent())
+            record = judge_folder(folder, remote, to_judge, cache=cache, progress=Silent())
         with EndpointJudge("tiny", base_url=state.url) as again:
-            judge_folder(folder, again, asked, cache=cache, progress=Silent())
+            judge_folder(folder, again, to_judge, cache=cache, progress=Silent())
         assert again.calls == 0, "all verdicts are in the cache"
-    some_questions = asked.shown()
+    some_questions = to_judge.shown()
     soft = dict(local.ask(some_questions))
     hard = dict(enumerate(cache.get([_key(remote, question) for question in some_questions]).values()))
     assert [round(soft[i].first) for i in soft] == [int(hard[i]) for i in soft]

@@ -109,9 +109,9 @@ def _compare_with_the_model_here(folder: ResultsFolder, model: Path, name: str) 
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     letters = tokenizer.convert_tokens_to_ids(["A", "B"])
     table = pd.read_parquet(next((folder.root / "judge").glob("*/verdicts.parquet")))
-    asked = questions(folder)
+    to_judge = questions(folder)
     given = iter(table.sort_index().itertuples())
-    for question in asked.shown():
+    for question in to_judge.shown():
         for shown in (question, question.swapped()):
             row = next(given)
             turns = [{"role": "user", "content": question_text(shown)}]

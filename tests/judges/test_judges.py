@@ -65,7 +65,7 @@ def test_judged_text_cannot_leave_its_marks() -> None:
 
 def test_a_fair_judge_gives_the_planted_win_rates(tmp_path: Path, cache: Cache) -> None:
     folder = judged.write(tmp_path / "x", GOOD)
-    found = run(folder, judged.ScriptedJudge(judged.better), cache)
+    record = run(folder, judged.ScriptedJudge(judged.better), cache)
     assert rates(folder, "scripted") == {"better": 1.0, "worse": 0.0, "same": 0.5}
     frame = folder.judgements()
     assert tuple(frame.columns) == schema.JUDGEMENT_COLUMNS
@@ -73,12 +73,12 @@ def test_a_fair_judge_gives_the_planted_win_rates(tmp_path: Path, cache: Cache) 
     assert (frame["invalid"] == 0).all()
     assert frame.set_index("variant").loc["same", "ties"].eq(1).all()
     assert len(frame) == 3 * 2 * judged.PROMPTS
-    assert found["position_consistency"] == 1.0
-    assert found["first_position"] == 0.5
-    assert {row["control"]: row["win_rate"] for row in found["controls"]} == {
+    assert record["position_consistency"] == 1.0
+    assert record["first_position"] == 0.5
+    assert {row["control"]: row["win_rate"] for row in record["controls"]} == {
         "identical": 0.5, "constant": 0.0, "empty": 0.0, "injection": 0.0,
     }  # fmt: skip
-    assert found["problems"] == []
+    assert record["problems"] == []
     table = pd.read_parquet(folder.root / "judge" / "scripted" / "verdicts.parquet")
     assert len(table) == 2 * 3 * 2 * judged.PROMPTS * judged.SAMPLES
     assert set(table["order"]) == {"ab", "ba"}
@@ -87,11 +87,11 @@ def test_a_fair_judge_gives_the_planted_win_rates(tmp_path: Path, cache: Cache) 
 
 def test_taste_for_the_first_position_cancels_and_shows(tmp_path: Path, cache: Cache) -> None:
     folder = judged.write(tmp_path / "x", GOOD)
-    found = run(folder, judged.ScriptedJudge(lambda question: 1.0), cache)
+    record = run(folder, judged.ScriptedJudge(lambda question: 1.0), cache)
     assert set(rates(folder, "scripted").values()) == {0.5}
-    assert found["position_consistency"] == 0
-    assert found["first_position"] == 1
-    assert any("same winner in both orders in only 0 %" in problem for problem in found["problems"])
+    assert record["position_consistency"] == 0
+    assert record["first_position"] == 1
+    assert any("same winner in both orders in only 0 %" in problem for problem in record["problems"])
 
 
 def test_both_orders_of_every_comparison_are_asked_once(tmp_path: Path, cache: Cache) -> None:
@@ -109,7 +109,7 @@ def test_unusable_verdicts_are_counted_and_bounded_and_asked_again(tmp_path: Pat
             None if "good good" in question.first and " 1" in question.first[-4:] else judged.better(question)
         )
     )
-    found = run(folder, mute, cache)
+    record = run(folder, mute, cache)
     frame = folder.judgements().set_index("variant")
     assert frame.loc["better", "invalid"].sum() > 0
     assert frame.loc["worse", "invalid"].sum() == 0
@@ -117,7 +117,7 @@ def test_unusable_verdicts_are_counted_and_bounded_and_asked_again(tmp_path: Pat
     usable = frame[frame["n"] > 0]
     assert usable.loc["better", "score"].eq(1).all(), "never a loss"
     assert frame.loc[frame["n"] == 0, "score"].isna().all(), "never guessed"
-    assert any("differ between variants" in problem for problem in found["problems"])
+    assert any("differ between variants" in problem for problem in record["problems"])
     unusable = (folder.root / "judge" / "scripted" / "unusable.jsonl").read_text()
     assert "perhaps A" in unusable
 
@@ -135,8 +135,8 @@ def test_verdicts_survive_a_judging_that_is_stopped(tmp_path: Path, cache: Cache
     folder = judged.write(tmp_path / "x", GOOD)
 
     class Stops(judged.ScriptedJudge):
-        def ask(self, asked):
-            for number, answer in enumerate(super().ask(asked)):
+        def ask(self, shown):
+            for number, answer in enumerate(super().ask(shown)):
                 if number == 10:
                     raise KeyboardInterrupt
                 yield answer
@@ -188,8 +188,8 @@ def test_all_pairs(tmp_path: Path, cache: Cache) -> None:
     ],
 )
 def test_controls_catch_bad_judges(tmp_path: Path, cache: Cache, answer, failed: str) -> None:
-    found = run(judged.write(tmp_path / "x", GOOD), judged.ScriptedJudge(answer), cache)
-    assert any(failed in problem for problem in found["problems"]), found["problems"]
+    record = run(judged.write(tmp_path / "x", GOOD), judged.ScriptedJudge(answer), cache)
+    assert any(failed in problem for problem in record["problems"]), record["problems"]
 
 
 def test_file_of_verdicts_round_trip(tmp_path: Path, cache: Cache) -> None:
@@ -202,11 +202,11 @@ def test_file_of_verdicts_round_trip(tmp_path: Path, cache: Cache) -> None:
         row["verdict"] = {1.0: "a", 0.0: "b", 0.5: "tie"}[wins]
     path = tmp_path / "people.jsonl"
     path.write_text("\n".join(map(json.dumps, blank[: len(blank) // 2])) + "\n\n", encoding="utf-8")
-    found = run(folder, FileJudge(path), cache)
+    record = run(folder, FileJudge(path), cache)
     seen = rates(folder, "file:people")
     assert seen["better"] == 1.0
-    assert found["invalid_share"] == 0, "what nobody labelled is absent, not unusable"
-    assert found["controls"] == []
+    assert record["invalid_share"] == 0, "what nobody labelled is absent, not unusable"
+    assert record["controls"] == []
     frame = folder.judgements()
     assert 0 < frame["n"].sum() < 3 * 2 * judged.PROMPTS * judged.SAMPLES
     blank[0]["verdict"] = None
@@ -241,9 +241,9 @@ def test_local_model_gives_the_probabilities_of_plain_transformers(tiny_base) ->
     base = tiny_base()
     judge = LocalJudge(base)
     judge.window = 100_000  # the tiny model's positions are rotary and go on
-    asked = [Shown("one", "good text", "bad"), Shown("two", "bad", "good text")]
-    got = dict(judge.ask(asked))
-    for i, question in enumerate(asked):
+    shown = [Shown("one", "good text", "bad"), Shown("two", "bad", "good text")]
+    got = dict(judge.ask(shown))
+    for i, question in enumerate(shown):
         turns = [{"role": "user", "content": question_text(question)}]
         text = base.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         ids = torch.tensor([base.tokenizer(text, add_special_tokens=False)["input_ids"]])
@@ -261,12 +261,12 @@ def test_local_model_judges_a_folder_on_both_paths(tmp_path: Path, cache: Cache,
     folder = judged.write(tmp_path / "x", {"better": 2}, seeds=1)
     judge = LocalJudge(tiny_base(kind))
     judge.window = 100_000
-    found = run(folder, judge, cache, prompts=2)
-    assert found["invalid_share"] == 0
+    record = run(folder, judge, cache, prompts=2)
+    assert record["invalid_share"] == 0
     frame = folder.judgements()
     assert frame["score"].between(0, 1).all()
     assert frame["score"].nunique() > 1
-    assert 0 <= found["position_consistency"] <= 1
+    assert 0 <= record["position_consistency"] <= 1
 
 
 def test_question_beyond_the_window_is_unusable(tiny_base) -> None:
@@ -306,9 +306,9 @@ def test_reward_model_scores_as_plain_transformers_whatever_the_batch(reward_fol
 
 def test_reward_model_judges_a_folder(tmp_path: Path, cache: Cache, reward_folder: Path) -> None:
     folder = judged.write(tmp_path / "x", GOOD, seeds=1)
-    found = run(folder, RewardModelJudge(str(reward_folder), device=torch.device("cpu")), cache)
+    record = run(folder, RewardModelJudge(str(reward_folder), device=torch.device("cpu")), cache)
     assert rates(folder, f"rm:{reward_folder.name}")["same"] == pytest.approx(0.5)
-    assert next(row for row in found["controls"] if row["control"] == "identical")["win_rate"] == 0.5
+    assert next(row for row in record["controls"] if row["control"] == "identical")["win_rate"] == 0.5
     scores = pd.read_parquet(next((folder.root / "judge").iterdir()) / "scores.parquet")
     assert len(scores) == 4 * judged.PROMPTS * judged.SAMPLES
     assert np.isfinite(scores["score"]).all()

@@ -30,8 +30,8 @@ def read(folder: Path) -> dict[str, Any]:
     return value
 
 
-def verdicts(found: dict[str, Any]) -> dict[str, str]:
-    return {row["a"]: row["verdict"] for row in found["versus_reference"]}
+def verdicts(analysed: dict[str, Any]) -> dict[str, str]:
+    return {row["a"]: row["verdict"] for row in analysed["versus_reference"]}
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +44,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_planted_effects_are_found_and_nothing_else(folder: Path) -> None:
-    found = read(folder)
-    assert verdicts(found) == {
+    analysed = read(folder)
+    assert verdicts(analysed) == {
         "dpo": "BETTER", "cdpo": "BETTER", "ipo": "BETTER", "simpo": "BETTER", "noop": "EQUIVALENT",
     }  # fmt: skip
-    better = {(row["a"], row["b"]) for row in found["pairs"] if row["verdict"] == "BETTER"}
+    better = {(row["a"], row["b"]) for row in analysed["pairs"] if row["verdict"] == "BETTER"}
     gain = {name: planted.gain for name, planted in DEFAULT_VARIANTS.items()}
     assert {(a, b) for a, b in better if b == "noop"} == {(name, "noop") for name in ("dpo", "cdpo", "ipo", "simpo")}
     assert ("dpo", "simpo") in better
@@ -56,22 +56,22 @@ def test_planted_effects_are_found_and_nothing_else(folder: Path) -> None:
 
 
 def test_win_rate_and_reward_come_near_their_planted_values(folder: Path) -> None:
-    found = read(folder)
-    row = next(row for row in found["versus_reference"] if row["a"] == "dpo")
+    analysed = read(folder)
+    row = next(row for row in analysed["versus_reference"] if row["a"] == "dpo")
     # The mean over pairs of samples of one prompt: own pairs share noise (correlation 1/2), others are independent.
     normal = NormalDist().cdf
     expected = 0.5 * normal(0.9 / 1.0) + 0.5 * normal(0.9 / np.sqrt(2))
     assert row["value"] == pytest.approx(expected, abs=0.03)
     assert row["low"] < expected < row["high"]
-    gain = next(row for row in found["rewards"] if row["variant"] == "dpo")["gain"]
+    gain = next(row for row in analysed["rewards"] if row["variant"] == "dpo")["gain"]
     assert gain["low"] < 0.9 < gain["high"]
 
 
 def test_the_first_screen_answers(folder: Path) -> None:
-    found = read(folder)
-    assert found["answers"][0] == "dpo, ipo, cdpo and simpo beat the reference; noop equals the reference."
-    assert "settled" in found["answers"][1]
-    assert "points" in found["answers"][2]
+    analysed = read(folder)
+    assert analysed["answers"][0] == "dpo, ipo, cdpo and simpo beat the reference; noop equals the reference."
+    assert "settled" in analysed["answers"][1]
+    assert "points" in analysed["answers"][2]
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.index('id="answer"') < page.index('id="leaderboard"') < page.index('id="verdicts"')
 
@@ -98,8 +98,8 @@ def test_a_wrong_reference_is_caught_at_step_0(tmp_path: Path) -> None:
 
 def test_the_same_folder_gives_the_same_bytes(folder: Path) -> None:
     def everything() -> dict[str, bytes]:
-        made = [*folder.glob("tables/*"), *folder.glob("figures/*"), *folder.glob("re*.*")]
-        return {path.name: path.read_bytes() for path in made}
+        files = [*folder.glob("tables/*"), *folder.glob("figures/*"), *folder.glob("re*.*")]
+        return {path.name: path.read_bytes() for path in files}
 
     before = everything()
     build(folder)
@@ -158,14 +158,14 @@ def test_conditions_that_differ_are_refused_by_name(tmp_path: Path) -> None:
 def test_runs_that_did_not_finish_are_listed_and_not_ranked(tmp_path: Path) -> None:
     World(prompts=32, pairs=12, missing=frozenset({("ipo", 2)}), diverged=frozenset({("simpo", 1)})).write(tmp_path)
     build(tmp_path)
-    found = read(tmp_path)
-    board = {row["variant"]: row for row in found["leaderboard"]}
+    analysed = read(tmp_path)
+    board = {row["variant"]: row for row in analysed["leaderboard"]}
     assert board["ipo"]["seeds"] == board["simpo"]["seeds"] == "n = 2/3 INCOMPLETE"
-    assert verdicts(found)["ipo"] == verdicts(found)["simpo"] == "INCOMPLETE"
-    assert [row["variant"] for row in found["leaderboard"]][-2:] == ["ipo", "simpo"] or board["ipo"]["rank"] is None
-    assert not {"ipo", "simpo"} & {row["variant"] for row in found["ratings"]}
-    assert all(row["p_holm"] is None for row in found["pairs"] if {"ipo", "simpo"} & {row["a"], row["b"]})
-    warning = next(one for one in found["warnings"] if one["title"] == "Runs did not finish")
+    assert verdicts(analysed)["ipo"] == verdicts(analysed)["simpo"] == "INCOMPLETE"
+    assert [row["variant"] for row in analysed["leaderboard"]][-2:] == ["ipo", "simpo"] or board["ipo"]["rank"] is None
+    assert not {"ipo", "simpo"} & {row["variant"] for row in analysed["ratings"]}
+    assert all(row["p_holm"] is None for row in analysed["pairs"] if {"ipo", "simpo"} & {row["a"], row["b"]})
+    warning = next(one for one in analysed["warnings"] if one["title"] == "Runs did not finish")
     assert "ipo seed 2 missing" in warning["text"]
     assert "simpo seed 1 diverged at step 25" in warning["text"]
 
@@ -174,16 +174,16 @@ def test_failed_runs_are_shown_with_their_reason_and_not_ranked(tmp_path: Path) 
     failed = {("ipo", 2): f"out of memory\n{HOSTILE[1]} | " + "x" * 500}
     World(prompts=32, pairs=12, failed=failed, diverged=frozenset({("simpo", 1)})).write(tmp_path)
     page = build(tmp_path).read_text(encoding="utf-8")
-    found = read(tmp_path)
-    outcomes = {(row["variant"], row["seed"]): row["status"] for row in found["seed_table"]}
+    analysed = read(tmp_path)
+    outcomes = {(row["variant"], row["seed"]): row["status"] for row in analysed["seed_table"]}
     assert outcomes["simpo", "1"] == "diverged at step 25"
     assert outcomes["ipo", "2"].startswith("failed: out of memory <img")
     assert len(outcomes["ipo", "2"]) < 200
-    board = {row["variant"]: row for row in found["leaderboard"]}
+    board = {row["variant"]: row for row in analysed["leaderboard"]}
     assert board["ipo"]["seeds"] == "n = 2/3 INCOMPLETE"
     assert board["ipo"]["rank"] is board["ipo"]["controlled"] is None or board["ipo"]["verdict"] == "INCOMPLETE"
-    assert [row["variant"] for row in found["leaderboard"]][-2:] == ["ipo", "simpo"]
-    warning = next(one for one in found["warnings"] if one["title"] == "Runs did not finish")
+    assert [row["variant"] for row in analysed["leaderboard"]][-2:] == ["ipo", "simpo"]
+    warning = next(one for one in analysed["warnings"] if one["title"] == "Runs did not finish")
     assert "ipo seed 2 failed: out of memory" in warning["text"]
     assert "<img src=x" not in page
     assert "<img" not in re.sub(r"`[^`]*`", "", (tmp_path / "report.md").read_text(encoding="utf-8")).replace("\\<", "")
@@ -240,18 +240,18 @@ def test_the_self_test_is_in_the_report_or_the_command_that_runs_it(tmp_path: Pa
 def test_one_seed_gives_a_banner_and_no_verdict(tmp_path: Path) -> None:
     World(seeds=1, prompts=32, pairs=12).write(tmp_path)
     build(tmp_path)
-    found = read(tmp_path)
-    assert set(verdicts(found).values()) == {"ONE SEED"}
-    assert found["warnings"][0]["title"] == "One seed"
-    assert {row["rank"] for row in found["ratings"]} == {"–"}
+    analysed = read(tmp_path)
+    assert set(verdicts(analysed).values()) == {"ONE SEED"}
+    assert analysed["warnings"][0]["title"] == "One seed"
+    assert {row["rank"] for row in analysed["ratings"]} == {"–"}
 
 
 def test_without_a_judge_the_rest_is_shown(tmp_path: Path) -> None:
     World(seeds=2, prompts=8, gold=False, text=False).write(tmp_path)
     build(tmp_path)
-    found = read(tmp_path)
-    assert found["setup"]["judge"] is None
-    assert any(one["title"] == "No judge" for one in found["warnings"])
+    analysed = read(tmp_path)
+    assert analysed["setup"]["judge"] is None
+    assert any(one["title"] == "No judge" for one in analysed["warnings"])
     present = {path.stem for path in tmp_path.glob("tables/*.csv")}
     assert {"leaderboard", "margins", "calibration", "kl", "text", "cost", "conditions"} <= present
     assert not {"versus_reference", "pairs", "matrix", "ratings", "length_control", "power", "rewards"} & present
@@ -303,12 +303,12 @@ def test_invalid_verdicts_are_bounded(tmp_path: Path) -> None:
     frame["invalid"] = 1
     formats.write_frame(path, frame)
     build(tmp_path)
-    found = read(tmp_path)
-    assert found["judges"][0]["invalid_share"] == pytest.approx(0.2)  # 1 beside 4 usable ones
-    row = next(row for row in found["judge_bounds"] if row["variant"] == "dpo")
+    analysed = read(tmp_path)
+    assert analysed["judges"][0]["invalid_share"] == pytest.approx(0.2)  # 1 beside 4 usable ones
+    row = next(row for row in analysed["judge_bounds"] if row["variant"] == "dpo")
     assert row["all_lost"] == pytest.approx(0.8 * row["win_rate"])
     assert row["all_won"] == pytest.approx(0.8 * row["win_rate"] + 0.2)
-    assert any("unusable" in one["title"] for one in found["warnings"])
+    assert any("unusable" in one["title"] for one in analysed["warnings"])
     assert "openai:<b>" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -325,8 +325,8 @@ def test_a_verdict_holds_whichever_way_the_unusable_comparisons_had_gone(tmp_pat
     frame["invalid"] = (frame["prompt_id"].str.slice(1).astype(int) % 3 == 0).astype(int)  # 1 of 13 comparisons
     formats.write_frame(path, frame)
     build(tmp_path)
-    found = read(tmp_path)
-    rows = {row["a"]: row for row in found["versus_reference"]}
+    analysed = read(tmp_path)
+    rows = {row["a"]: row for row in analysed["versus_reference"]}
     assert {name: row["verdict"] for name, row in rows.items()} == {
         "dpo": "BETTER", "ipo": "BETTER", "cdpo": "BETTER", "simpo": "BETTER", "noop": "INCONCLUSIVE",
     }  # fmt: skip
@@ -334,7 +334,7 @@ def test_a_verdict_holds_whichever_way_the_unusable_comparisons_had_gone(tmp_pat
     assert rows["noop"]["worst_case"]["high"] - rows["noop"]["worst_case"]["low"] == pytest.approx(1 / 13, abs=0.01)
     assert all(rows[name]["p_holm"] > before[name]["p_holm"] for name in ("dpo", "simpo"))
     assert rows["dpo"]["win_rate"] == before["dpo"]["win_rate"], "the estimate leaves them out"
-    warning = next(one for one in found["warnings"] if "unusable" in one["title"])
+    warning = next(one for one in analysed["warnings"] if "unusable" in one["title"])
     assert "takes the verdict from noop against reference" in warning["text"]
     assert "without them it would be EQUIVALENT" in rows["noop"]["sentence"]
     assert "unusable" in (tmp_path / "tables" / "versus_reference.md").read_text(encoding="utf-8")
@@ -365,11 +365,11 @@ def test_what_a_judges_own_run_found_is_shown(tmp_path: Path) -> None:
     }
     formats.write_json(tmp_path / "judge" / "oracle" / "judge.json", facts)
     page = build(tmp_path).read_text(encoding="utf-8")
-    found = read(tmp_path)
-    (row,) = found["judges"]
+    analysed = read(tmp_path)
+    (row,) = analysed["judges"]
     assert (row["position_consistency"], row["first_position"], row["controls_passed"]) == (0.55, 0.7, "1 of 2")
-    assert found["warnings"][0]["title"] == "Judge oracle is unreliable"
-    assert "a constant answer" in found["warnings"][0]["text"]
+    assert analysed["warnings"][0]["title"] == "Judge oracle is unreliable"
+    assert "a constant answer" in analysed["warnings"][0]["text"]
     table = pd.read_csv(tmp_path / "tables" / "judge_controls.csv")
     assert table[["control", "win_rate", "verdict"]].to_numpy().tolist() == [
         ["constant", 0.9, "NO"],

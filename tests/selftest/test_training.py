@@ -119,7 +119,7 @@ def test_text_says_which_fail() -> None:
 def test_world_is_what_it_says(here: world.World) -> None:
     assert len(world.RESPONSES) == len(set(world.RESPONSES)) == 1 + 6 + 36 + 216
     assert np.exp(here.logps(None)).sum(1) == pytest.approx(np.ones(36), abs=1e-5)
-    train, heldout = ({p.prompt_ids for p in some.pairs} for some in (here.train(0.0), here.heldout()))
+    train, heldout = ({p.prompt_ids for p in pair_set.pairs} for pair_set in (here.train(0.0), here.heldout()))
     assert not train & heldout
     assert all(p.chosen_score > p.rejected_score for p in here.train(0.0).pairs if p.chosen_score != p.rejected_score)
     flipped = np.mean([p.chosen_score < p.rejected_score for p in here.train(0.4).pairs])

@@ -36,12 +36,12 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_it_is_read_and_reported(old: Path) -> None:
     folder = ResultsFolder(old)
     assert all(folder.damage(*run) is None for run in folder.runs())
-    found = load(old)
-    assert found.variants == ("dpo", "bco")
-    assert found.seeds == (0, 1)
-    assert all(found.is_complete(variant) for variant in found.variants)
-    assert found.judges() == ["oracle"]
-    assert len(found.samples) == len(found.scores) == 2 * 2 * 4 + 2 * 4
+    comparison = load(old)
+    assert comparison.variants == ("dpo", "bco")
+    assert comparison.seeds == (0, 1)
+    assert all(comparison.is_complete(variant) for variant in comparison.variants)
+    assert comparison.judges() == ["oracle"]
+    assert len(comparison.samples) == len(comparison.scores) == 2 * 2 * 4 + 2 * 4
     page = build(old).read_text(encoding="utf-8")
     assert "dpo" in page
     board = pd.read_csv(old / "tables" / "leaderboard.csv")

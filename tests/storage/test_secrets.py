@@ -48,8 +48,10 @@ def contents(path: Path) -> bytes:
 def hits(root: Path, wanted: list[str]) -> list[str]:
     files = [path for path in sorted(root.rglob("*")) if path.is_file()]
     assert len(files) > 1
-    found = {path: contents(path) for path in files}
-    return [f"{value} in {path}" for path, data in found.items() for value in wanted if value.encode() in data]
+    contents_by_path = {path: contents(path) for path in files}
+    return [
+        f"{value} in {path}" for path, data in contents_by_path.items() for value in wanted if value.encode() in data
+    ]
 
 
 def test_no_secret_in_any_byte_that_comes_out(command: Command, tiny_folder: Callable[[str], Path]) -> None:
