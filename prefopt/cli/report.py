@@ -35,12 +35,13 @@ def power(
     from prefopt import stats
     from prefopt.analysis import power as module
 
+    origin: module.Origin | None = None
     if source is not None:
         components, origin = module.measured(source)
     else:
         try:
-            components, origin = stats.Components.assumed(seed_sd=seed_sd, prompt_sd=prompt_sd, cell_sd=cell_sd), {}
+            components = stats.Components.assumed(seed_sd=seed_sd, prompt_sd=prompt_sd, cell_sd=cell_sd)
         except ValueError as problem:
             raise UsageError(f"prefopt power: {problem}") from None
-    answers = {**origin, **module.answer(components, seeds=seeds, prompts=prompts, tests=tests)}
-    print(as_text(answers) if as_json else module.as_text(answers))
+    answer = module.answer(components, seeds=seeds, prompts=prompts, tests=tests)
+    print(as_text(answer.as_dict(origin)) if as_json else module.as_text(answer, origin))

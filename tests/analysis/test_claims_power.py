@@ -130,13 +130,13 @@ def test_power_recovers_planted_variances(tmp_path: Path) -> None:
     assert components.seed**0.5 == pytest.approx(0.03, rel=0.15)
     assert components.prompt**0.5 == pytest.approx(0.1, rel=0.1)
     assert components.rest**0.5 == pytest.approx(0.15, rel=0.05)
-    assert (origin["measured_seeds"], origin["measured_prompts"], origin["variants"]) == (40, 200, 4)
+    assert (origin.measured_seeds, origin.measured_prompts, origin.variants) == (40, 200, 4)
 
 
 def test_power_of_a_written_comparison(tmp_path: Path) -> None:
     root = synthetic.World(seeds=4).write(tmp_path / "x")
     components, origin = power.measured(root)
-    text = power.as_text({**origin, **power.answer(components, seeds=5, prompts=256)})
+    text = power.as_text(power.answer(components, seeds=5, prompts=256), origin)
     assert "With 5 seeds and 256 prompts" in text
     assert "measured in" in text
 
@@ -144,16 +144,16 @@ def test_power_of_a_written_comparison(tmp_path: Path) -> None:
 def test_power_answers_agree_with_each_other() -> None:
     components = stats.Components.assumed()
     sizes = power.answer(components, seeds=5, prompts=256)
-    least = sizes["minimum_detectable"]
+    least = sizes.minimum_detectable
     assert stats.power(least, components, seeds=5, prompts=256) == pytest.approx(0.8, abs=0.01)
-    by_size = {row["difference"]: row for row in sizes["effects"]}
-    assert by_size[0.01]["power"] < 0.2
-    assert by_size[0.1]["power"] > 0.9
-    for row in by_size.values():
-        if row["seeds_needed"]:
-            enough = stats.power(row["difference"], components, seeds=row["seeds_needed"], prompts=256)
+    by_size = {effect.difference: effect for effect in sizes.effects}
+    assert by_size[0.01].power < 0.2
+    assert by_size[0.1].power > 0.9
+    for effect in sizes.effects:
+        if effect.seeds_needed:
+            enough = stats.power(effect.difference, components, seeds=effect.seeds_needed, prompts=256)
             assert enough >= 0.8
-    assert power.answer(components, seeds=5, prompts=256, tests=10)["minimum_detectable"] > least
+    assert power.answer(components, seeds=5, prompts=256, tests=10).minimum_detectable > least
     assert "of the loss it says nothing" in power.as_text(power.answer(components, seeds=1, prompts=64))
 
 
