@@ -165,28 +165,13 @@ class _Collector:
 
     def report(self, columns: Columns, notes: Sequence[str]) -> LoadReport:
         """What was found in rows that were kept; ``notes`` go before it."""
-        warnings = [*notes, *columns.notes]
-        if columns.has_system:
-            warnings.append("rows are read as chats, since they have a system column")
-        hub = None if Path(self._problems.source).exists() else HUB_NAME.fullmatch(self._problems.source)
-        if hub and not re.fullmatch("[0-9a-f]{40}", hub["revision"] or ""):
-            warnings.append("the dataset's revision is not pinned: name@ and the 40 digits of a commit make it so")
-        if self._contradictions:
-            warnings.append(
-                f"{len(self._contradictions)} rows contradict an earlier one (same prompt, chosen and rejected "
-                f"swapped): lines {_lines(self._contradictions)}"
-            )
-        if self._duplicates:
-            kept = "dropped" if self._dedup else "kept; --dedup drops them"
-            warnings.append(
-                f"{len(self._duplicates)} rows repeat an earlier one ({kept}): lines {_lines(self._duplicates)}"
-            )
         gaps = [
             pair.chosen_score - pair.rejected_score
             for pair in self.pairs
             if pair.chosen_score is not None and pair.rejected_score is not None
         ]
         ties, against = sum(gap == 0 for gap in gaps), sum(gap < 0 for gap in gaps)
+        warnings = [*notes, *self._about_columns(columns), *self._about_rows()]
         if ties or against:
             warnings.append(
                 f"scores: of {len(gaps)} rows that have both, {ties} tie and {against} contradict the label (the "
@@ -206,6 +191,31 @@ class _Collector:
             score_contradictions=against,
             warnings=tuple(warnings),
         )
+
+    def _about_columns(self, columns: Columns) -> list[str]:
+        """What the user should know of the source's columns and its revision."""
+        warnings = list(columns.notes)
+        if columns.has_system:
+            warnings.append("rows are read as chats, since they have a system column")
+        hub = None if Path(self._problems.source).exists() else HUB_NAME.fullmatch(self._problems.source)
+        if hub and not re.fullmatch("[0-9a-f]{40}", hub["revision"] or ""):
+            warnings.append("the dataset's revision is not pinned: name@ and the 40 digits of a commit make it so")
+        return warnings
+
+    def _about_rows(self) -> list[str]:
+        """What the user should know of rows that contradict or repeat another."""
+        warnings = []
+        if self._contradictions:
+            warnings.append(
+                f"{len(self._contradictions)} rows contradict an earlier one (same prompt, chosen and rejected "
+                f"swapped): lines {_lines(self._contradictions)}"
+            )
+        if self._duplicates:
+            kept = "dropped" if self._dedup else "kept; --dedup drops them"
+            warnings.append(
+                f"{len(self._duplicates)} rows repeat an earlier one ({kept}): lines {_lines(self._duplicates)}"
+            )
+        return warnings
 
 
 def _key(value: object) -> str:
