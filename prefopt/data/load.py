@@ -56,7 +56,7 @@ def load_pairs(
     sha256 = sha256_of(source, opened.files) if opened.files else ""
     problems = Problems(source, on_bad_rows)
     digest = hashlib.sha256()
-    collector = _Collector(problems, dedup=dedup)
+    collector = Collector(problems, dedup=dedup)
     head = list(islice(opened.rows, _HEADER_ROWS))
     columns = Columns.of(source, [(n, row) for n, row in head if isinstance(row, dict)], column_map or {})
     for number, row in chain(head, opened.rows):
@@ -102,7 +102,7 @@ def _check_column_map(column_map: Mapping[str, str]) -> None:
             raise UsageError(f"--column-map: {show(name)} is no standard column; it is one of {', '.join(COLUMNS)}")
 
 
-class _Collector:
+class Collector:
     """Gathers pairs, numbers their prompts, and finds duplicates and contradictions by hash."""
 
     def __init__(self, problems: Problems, *, dedup: bool) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MARK_START, MARK_END = "\ufdd0", "\ufdd1"
 # The child ends itself after so many seconds with one chat; the second limit is for systems where it cannot.
 CHAT_S = 5.0
-_START_S, _PER_CHAT_S = 60.0, 0.02
+START_S, _PER_CHAT_S = 60.0, 0.02
 _CHATS_PER_PROCESS, _CHARS_PER_PROCESS = 3000, 20_000_000
 
 
@@ -110,7 +110,7 @@ def _render_batch(
 def _answers(request: dict[str, Any], named: str, count: int) -> list[dict[str, str]]:
     """What the process that renders ``count`` chats answers; errors as for ``render_chats``."""
     mend = "it may be hostile: choose another model, or give the rows as text"
-    seconds = _START_S + _PER_CHAT_S * count
+    seconds = START_S + _PER_CHAT_S * count
     try:
         # -P: a file in the working folder must not pass for an installed package.
         done = subprocess.run(

@@ -32,7 +32,7 @@ def run_level0(seed: int = 0) -> list[Control]:
     return controls
 
 
-def _p_values(y: Array, null: float = 0.5) -> Array:
+def p_values(y: Array, null: float = 0.5) -> Array:
     """(R,) p values of the primary test on R tables of wins."""
     parts = stats.clustered(y)
     return stats.interval_and_p(parts.mean, parts.spread, null=null, confidence=0.95, share=True)[2]
@@ -54,7 +54,7 @@ def false_positives(rng: np.random.Generator) -> list[Control]:
             for prompt_sd in (0.0, 0.2):
                 p = np.concatenate(
                     [
-                        _p_values(
+                        p_values(
                             simulate.verdicts(
                                 rng, repetitions=CHUNK, seeds=seeds, prompts=200, seed_sd=seed_sd, prompt_sd=prompt_sd
                             )
@@ -136,7 +136,7 @@ def power(rng: np.random.Generator) -> list[Control]:
         effect = stats.minimum_detectable_effect(components, seeds=seeds, prompts=256)
         y = np.concatenate(
             [
-                _p_values(
+                p_values(
                     simulate.verdicts(
                         rng,
                         repetitions=CHUNK,
@@ -220,7 +220,7 @@ def _family_p_values(
     repetitions: int,
     seeds: int,
     taste_sd: float,
-    test: Callable[[Array], Array] = _p_values,
+    test: Callable[[Array], Array] = p_values,
 ) -> dict[str, Array]:
     """(R, m) p values for each family of pairs, among 7 variants that do not differ."""
     p = {name: np.empty((repetitions, len(pairs))) for name, pairs in families.items()}

@@ -310,13 +310,13 @@ def test_change_of_the_file_is_noticed(monkeypatch):
     with pytest.raises(DataError, match=r"DATA029\] p\.jsonl: cannot be read"):
         check_unchanged(loaded)
 
-    class Growing(load_module._Collector):
+    class Growing(load_module.Collector):
         def add(self, pair):
             path.write_bytes(GOOD_ROW * 3)
             super().add(pair)
 
     path.write_bytes(GOOD_ROW)
-    monkeypatch.setattr(load_module, "_Collector", Growing)
+    monkeypatch.setattr(load_module, "Collector", Growing)
     with pytest.raises(DataError, match="DATA028"):
         load_pairs("p.jsonl")
 

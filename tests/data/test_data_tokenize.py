@@ -359,7 +359,7 @@ def test_endless_template_is_ended(smollm, monkeypatch, kind):
 
 def test_time_is_bounded_where_there_is_no_alarm_too(smollm, monkeypatch):
     monkeypatch.setattr(render, "CHAT_S", 0.0)
-    monkeypatch.setattr(render, "_START_S", 4.0)
+    monkeypatch.setattr(render, "START_S", 4.0)
     with pytest.raises(MachineError, match="did not end within 4 s for 3 chats"):
         tokenize_pairs([chat_pair("Hi")], with_template(smollm, ENDLESS), max_length=100)
 

@@ -1,0 +1,32 @@
+"""Text to tokens and back by a loaded base, and the prompts that are made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prefopt.evaluate.samples import Prompts
+from prefopt.model.base import Base
+
+
+def test_prompts_are_encoded_as_the_tokenizer_does_and_read_back_to_the_letter(tiny_base: Callable[..., Base]) -> None:
+    base = tiny_base()
+    texts = ["the cat sat", " a dog , and  a hat !"]
+    assert base.encode(texts) == [tuple(base.tokenizer(text)["input_ids"]) for text in texts]
+    assert [base.decode(ids) for ids in base.encode(texts)] == texts
+    prompts = Prompts.of_texts(base, texts)
+    assert prompts == Prompts.of_ids(base, prompts.ids)
+
+
+def test_control_tokens_are_shown_in_a_prompt_and_not_in_a_response(tiny_base: Callable[..., Base]) -> None:
+    base = tiny_base()
+    ids = (*base.encode(["the cat"])[0], base.eos)
+    assert base.decode(ids) == "the cat"
+    assert base.decode(ids, control=True) == "the cat</s>"
+    assert Prompts.of_ids(base, [ids]).texts == ("the cat</s>",)
+
+
+def test_a_control_token_in_the_text_of_a_prompt_stays_text(tiny_base: Callable[..., Base]) -> None:
+    base = tiny_base()
+    (ids,) = base.encode(["the </s> cat"])
+    assert base.eos not in ids
+    assert base.decode(ids) == "the </s> cat"
