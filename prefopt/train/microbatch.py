@@ -28,6 +28,7 @@ from prefopt.model.head import chunks
 from prefopt.model.logps import pair_rows, response_logps, scored_logps, sum_by_response
 from prefopt.model.packing import PackedRows, pack, to_device, use_layout
 from prefopt.runtime.seeding import derive_seed
+from prefopt.train.places import Places
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Microbatch:
         reference: (2, B) reference log-probabilities in nats.
         scores: (2, B) preference strengths, or None.
         tokens: Per-token values, chosen and rejected, that do not depend on the policy; None unless asked for.
+        places: Where the chosen and the rejected responses' tokens lie in their grids; None where ``tokens`` is.
         ref_hidden: (R, d) the reference's states that predict the scored tokens, for ``ref_kl``, or None.
         mismatched: Rows of each prompt with the next pair's responses, and the reference's (B, 2) of them, or None.
     """
@@ -63,6 +65,7 @@ class Microbatch:
     reference: Tensor
     scores: Tensor | None
     tokens: tuple[TokenStats, TokenStats] | None = None
+    places: tuple[Places, Places] | None = None
     ref_hidden: Tensor | None = None
     mismatched: tuple[PackedRows, Tensor] | None = None
 
@@ -95,13 +98,15 @@ def prepare(
     rows = pair_rows(pairs, shared=model.base.packed)
     one_copy = plain.rows if copies == 1 else pack(rows, device=model.base.device)
     logps, hidden = _reference_pass(model, dataclasses.replace(plain, rows=one_copy), needs)
-    tokens = None
+    tokens, places = None, None
     if needs.fields:
-        tokens = _fixed_tokens(logps, one_copy, plain.lengths, _noise(pairs, needs, seed, step))
+        places = Places.of(pairs, 0, model.base.device), Places.of(pairs, 1, model.base.device)
+        tokens = _fixed_tokens(logps, places, plain.lengths, _noise(pairs, needs, seed, step))
     return dataclasses.replace(
         plain,
         reference=sum_by_response(logps, one_copy).view(-1, 2).t(),  # (2, B)
         tokens=tokens,
+        places=places,
         ref_hidden=hidden,
         mismatched=_mismatched(model, pairs, others, copies) if needs.mismatched else None,
     )
@@ -141,12 +146,12 @@ def _noise(pairs: Sequence[TokenPair], needs: Needs, seed: int, step: int) -> li
 
 
 def _fixed_tokens(
-    ref_logps: Tensor, rows: PackedRows, lengths: Tensor, noise: Sequence[Tensor | None]
+    ref_logps: Tensor, places: tuple[Places, Places], lengths: Tensor, noise: Sequence[Tensor | None]
 ) -> tuple[TokenStats, TokenStats]:
     """Per-token values of the chosen and of the rejected responses that do not depend on the policy, from (R,) ones."""
     sides = []
     for side in (0, 1):
-        grid = _grid(ref_logps, rows, side)  # (B, T)
+        grid = places[side].grid(ref_logps)  # (B, T)
         side_noise = noise[side]
         uniform = None if side_noise is None else to_device(side_noise, grid.device)
         sides.append(TokenStats(_mask(lengths[side], grid.shape[1]), ref_logps=grid, uniform=uniform))
@@ -180,17 +185,6 @@ def _mask(lengths: Tensor, width: int) -> Tensor:
     return torch.arange(width, device=lengths.device) < lengths.unsqueeze(1)  # (B, T)
 
 
-def _grid(values: Tensor, rows: PackedRows, side: int) -> Tensor:
-    """(B, T) of one side from (R,) per-token values of one copy, zeros behind each response's end."""
-    segment = rows.segments[: values.shape[0]]  # (R,) the response of each token: 2 b is chosen, 2 b + 1 rejected
-    mine = segment % 2 == side
-    counts = torch.bincount(segment, minlength=rows.n_segments)  # (2 B,)
-    starts = counts.cumsum(0) - counts
-    position = torch.arange(values.shape[0], device=values.device) - starts[segment]  # (R,) within its response
-    out = values.new_zeros(rows.n_segments // 2, int(counts[side::2].max()))  # (B, T)
-    return out.index_put((segment[mine] // 2, position[mine]), values[mine])
-
-
 Signals = dict[str, Tensor]
 
 
@@ -205,7 +199,7 @@ def forward(base: Base, micro: Microbatch, needs: Needs) -> Signals:
         ref_part = None if ref is None else ref[part]
         args = (hidden[part], base.head, micro.rows.targets[part], ref_part)
         # Recomputed in the backward pass: only one chunk's (C, V) distributions are in memory at a time.
-        parts.append(checkpoint(_distribution, *args, use_reentrant=False))
+        parts.append(checkpoint(_distribution, *args, use_reentrant=False, preserve_rng_state=False))
     names = ("logps", "log_collision", "ref_kl")[: len(parts[0])]
     return {name: torch.cat([part[i] for part in parts]) for i, name in enumerate(names)}
 
@@ -249,9 +243,9 @@ def pair_logps(micro: Microbatch, signals: Signals, needs: Needs) -> list[PairLo
 
 
 def _token_stats(micro: Microbatch, signals: Signals, side: int, needs: Needs) -> TokenStats | None:
-    if micro.tokens is None:
+    if micro.tokens is None or micro.places is None:
         return None
-    grids = {name: _grid(value, micro.rows, side) for name, value in signals.items() if name in needs.fields}
+    grids = {name: micro.places[side].grid(value) for name, value in signals.items() if name in needs.fields}
     return dataclasses.replace(micro.tokens[side], **grids)
 
 
