@@ -56,7 +56,7 @@ def sampled_together(adapters: AdapterBank, slot: int) -> slice:
     decides which kernels run, does not depend on which runs are missing. On a CPU, where nothing is gained by more
     rows, each adapter is alone, and its samples do not depend on the others at all.
     """
-    return slice(0, adapters.params.shape[0]) if adapters.params.device.type == "cuda" else slice(slot, slot + 1)
+    return slice(slot, slot + 1) if adapters.params.device.type == "cpu" else slice(0, adapters.params.shape[0])
 
 
 def draw_samples(

@@ -20,12 +20,12 @@ from torch import Tensor
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
 from prefopt.model.head import chunks, tiles
-from prefopt.model.packing import PackedRows, Row, pack, use_layout
+from prefopt.model.packing import PackedRows, Row, pack, to_device, use_layout
 from prefopt.runtime.seeding import derive_seed
 
 # Counted up whenever the same question would draw other tokens: responses that are kept on disk name it.
 SAMPLER_VERSION = 1
-ROWS_PER_BATCH = {"cpu": 768, "cuda": 4096}
+ROWS_PER_BATCH = {"cpu": 768, "other": 4096}
 COMPACT_EVERY = 8  # steps between droppings of slots that every adapter has finished
 
 
@@ -145,7 +145,7 @@ class _PackedDecoder:
     def start(self, prompts: Sequence[Sequence[int]], copies: int, samples: int, room: int) -> None:
         device = self.base.device
         rows = pack([Row(prompt, ()) for prompt in prompts], device=device, copies=copies)
-        lengths = torch.tensor([len(p) for p in prompts] * copies, device=device)
+        lengths = to_device(torch.tensor([len(p) for p in prompts] * copies), device)
         self.cache = _Cache(rows.rows, lengths, rows.width, room)
         self.cache.prompts = rows
         with use_layout(self.cache):
@@ -208,7 +208,7 @@ class _PlainDecoder:
 
 def rows_per_batch(device: torch.device) -> int:
     """Most rows that are decoded together on a device."""
-    return ROWS_PER_BATCH[device.type]
+    return ROWS_PER_BATCH["cpu" if device.type == "cpu" else "other"]
 
 
 @torch.inference_mode()
@@ -248,7 +248,7 @@ def sample(
         batch = order[start : start + per_batch]
         with model.off() if adapters is None else model.use(adapters):
             derived = [[derive_seed(seed, "sampling", ids[i], s) | 1] for i in batch for s in range(samples)]
-            keys = torch.tensor(derived, device=base.device)  # (n, 1), odd
+            keys = to_device(torch.tensor(derived), base.device)  # (n, 1), odd
             tokens = _decode(base, [prompts[i] for i in batch], keys, copies, samples, max_new_tokens, temperature)
         for copy in range(copies):
             for slot, row in enumerate(tokens[copy]):

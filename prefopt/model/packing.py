@@ -157,7 +157,7 @@ class PackedRows:
         n_segments: responses of one copy.
         copies: K.
         longest: tokens of the longest sequence as the model sees it.
-        sequences: The batch for attention without a mask, on CUDA, or None.
+        sequences: The batch for attention without a mask, where it is not on a CPU, else None.
     """
 
     input_ids: Tensor
@@ -270,7 +270,7 @@ def pack(rows: Sequence[Row], *, device: torch.device | str = "cpu", copies: int
         n_segments=n_segments,
         copies=copies,
         longest=max(positions) + 1,
-        sequences=_sequences(rows, device, copies) if torch.device(device).type == "cuda" else None,
+        sequences=None if torch.device(device).type == "cpu" else _sequences(rows, device, copies),
     )
 
 

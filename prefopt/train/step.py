@@ -118,7 +118,7 @@ def _backward(
             if len(micros) == 1:  # a batch in parts has no moving average: losses that keep one are coupled
                 batches = [_with_running(run, batch) for run, batch in zip(chunk, batches, strict=True)]
             total = torch.stack([r.loss(b).sum() for r, b in zip(chunk, batches, strict=True)]).sum() / n_pairs
-            _send_back([signals], [leaves], total)
+            _send_back(signals, leaves, total)
         for one, batch in zip(seen, batches, strict=True):
             one.append(_detached(batch))
     return [concatenate(parts) for parts in seen]
@@ -139,7 +139,7 @@ def _coupled_backward(base: Base, micros: Sequence[Microbatch], chunk: Sequence[
     for micro, leaf in zip(micros, leaves, strict=True):  # d loss / d signal is known now: carry it on, part by part
         with use_layout(micro.rows):
             signals = forward(base, micro, needs)
-            torch.autograd.backward(list(signals.values()), [_grad(leaf[name]) for name in signals])
+            _into_graph(signals, leaf)
     return [_detached(batch) for batch in batches]
 
 
@@ -153,12 +153,16 @@ def _grad(leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
-def _send_back(signals: Sequence[Signals], leaves: Sequence[Signals], total: Tensor) -> None:
-    """The gradient of ``total`` to the leaves, and from there through the graphs of the signals."""
+def _send_back(signals: Signals, leaves: Signals, total: Tensor) -> None:
+    """The gradient of ``total`` to the leaves, and from there through the graph of the signals."""
     total.backward()  # type: ignore[no-untyped-call]
-    for signal, leaf in zip(signals, leaves, strict=True):
-        live = [name for name, value in signal.items() if value.requires_grad]
-        torch.autograd.backward([signal[name] for name in live], [_grad(leaf[name]) for name in live])
+    _into_graph(signals, leaves)
+
+
+def _into_graph(signals: Signals, leaves: Signals) -> None:
+    """Send the leaves' gradients back; signals without a graph only weight others and have nowhere to send theirs."""
+    live = [name for name, value in signals.items() if value.requires_grad]
+    torch.autograd.backward([signals[name] for name in live], [_grad(leaves[name]) for name in live])
 
 
 def _with_mismatched(base: Base, micro: Microbatch, batches: list[PairLogps]) -> list[PairLogps]:
