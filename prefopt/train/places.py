@@ -42,8 +42,8 @@ class Places:
             tokens.extend(range(first, first + size))
             cells.extend(range(row * width, row * width + size))
             start += len(both[0]) + len(both[1])
-        indices = (to_device(torch.tensor(values), device) for values in (tokens, cells))
-        return Places(*indices, shape=(len(pairs), width))
+        at, cells_at = (to_device(torch.tensor(values), device) for values in (tokens, cells))
+        return Places(at, cells_at, (len(pairs), width))
 
     def grid(self, values: Tensor) -> Tensor:
         """(B, T) of one side from (R,) per-token values, zeros behind each response's end; differentiable."""
