@@ -1,7 +1,7 @@
 """The command line: reads what was typed, calls the function for it, and turns errors into one line and an exit status.
 
 Exit status: 0 complete, 2 usage, 3 data, 4 incomplete, 5 busy, 6 environment, 7 a claim fails,
-130 or 143 stopped by SIGINT or SIGTERM, 1 a defect of prefopt.
+129, 130 or 143 stopped by SIGHUP, SIGINT or SIGTERM, 141 nobody reads the output, 1 a defect of prefopt.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import traceback
 
 import typer
 
+from prefopt.cli import streams
 from prefopt.cli.checkup import info, selftest
 from prefopt.cli.compare import compare
 from prefopt.cli.console import visible
@@ -22,6 +23,8 @@ from prefopt.errors import PrefoptError
 from prefopt.launch.worker import silence_third_parties
 from prefopt.runtime.interrupts import Stopped
 from prefopt.storage.redact import without_secrets
+
+READER_GONE = 141  # what a shell reports of a program that SIGPIPE ended
 
 app = typer.Typer(
     name="prefopt",
@@ -38,24 +41,36 @@ for command in (compare, report, judge, power, selftest, losses, doctor, pairs, 
 def main() -> None:
     """Entry point of the command ``prefopt``."""
     silence_third_parties()
+    with streams.guarded():
+        status = _status()
+    sys.exit(status)
+
+
+def _status() -> int:
+    """Do what was typed; the exit status, once what went wrong has been said."""
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)
+        sys.stdout.flush()
     except typer.Exit as end:
-        sys.exit(end.exit_code)
-    except PrefoptError as problem:
-        for line in str(problem).splitlines():
-            print(f"prefopt: {visible(without_secrets(line))}", file=sys.stderr)
-        sys.exit(problem.exit_code)
+        return end.exit_code
+    except streams.ReaderGoneError:
+        return READER_GONE
     except Stopped as end:
-        print(f"prefopt: {end}", file=sys.stderr)
-        sys.exit(end.exit_code)
+        return _say(str(end), end.exit_code)
+    except PrefoptError as problem:
+        return _say(str(problem), problem.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        print("prefopt: interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        return _say("interrupted; run the same command again to go on", 130)
     except Exception as problem:
-        if not hasattr(problem, "format_message"):
-            print(visible(without_secrets(traceback.format_exc())), file=sys.stderr)
-            print("prefopt: this is a defect of prefopt, and the lines above say where", file=sys.stderr)
-            sys.exit(1)
-        print(f"prefopt: {visible(without_secrets(problem.format_message()))}", file=sys.stderr)
-        sys.exit(2)
+        if hasattr(problem, "format_message"):  # the command line itself
+            return _say(problem.format_message(), 2)
+        print(visible(without_secrets(traceback.format_exc())), file=sys.stderr)
+        return _say("this is a defect of prefopt, and the lines above say where", 1)
+    return status if isinstance(status, int) else 0
+
+
+def _say(text: str, status: int) -> int:
+    """Show an error, each line of it behind the program's name; the status that was given."""
+    for line in text.splitlines():
+        print(f"prefopt: {visible(without_secrets(line))}", file=sys.stderr)
+    return status

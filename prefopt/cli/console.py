@@ -15,6 +15,8 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from prefopt.cli.diverted import Diverted
+
 Style = Literal["auto", "plain", "quiet", "json"]
 PLAIN_EVERY_S = 10.0
 MOST_SHOWN = 8  # variants in a plain line
@@ -48,8 +50,11 @@ class Console:
         self.live: Live | None = None
         self.text = ""
         self.began = self.shown_at = time.monotonic()
+        self.diverted: Diverted | None = None
 
     def __enter__(self) -> Console:
+        if self.style == "json":
+            self.diverted = Diverted()
         if self.style == "auto":
             self.live = Live(self.bar, console=self.rich, refresh_per_second=4, transient=True)
             self.live.start()
@@ -60,6 +65,10 @@ class Console:
     ) -> None:
         if self.live is not None:
             self.live.stop()
+        if self.diverted is not None:
+            diverted, self.diverted = self.diverted, None
+            for line in diverted.stop():
+                self._write({"message": line})
 
     def stage(self, text: str, done: int, total: int) -> None:
         """What is running now, and how far it is."""
@@ -74,7 +83,7 @@ class Console:
         if self.style == "json":
             self._emit({"message": text})
         elif self.style != "quiet":
-            self.rich.print(visible(text), markup=False)
+            self.rich.print(visible(text), markup=False, soft_wrap=True)
 
     def at(self, seed: int, variants: Sequence[str], step: int) -> None:
         """Not shown: the title of a stage says it."""
@@ -100,8 +109,15 @@ class Console:
             self.rich.print(f"[{now - self.began:6.0f} s] {visible(text)}{count}{suffix}", markup=False, soft_wrap=True)
 
     def _emit(self, value: Mapping[str, Any]) -> None:
+        """A line of JSON, behind what foreign code has written meanwhile, a line of JSON each."""
+        for line in self.diverted.lines() if self.diverted is not None else ():
+            self._write({"message": line})
+        self._write(_finite(value))
+
+    def _write(self, value: Mapping[str, Any]) -> None:
         seconds = round(time.monotonic() - self.began, 3)
-        print(json.dumps({"seconds": seconds, **_finite(value)}), file=sys.stderr, flush=True)
+        out = self.diverted.display if self.diverted is not None else sys.stderr
+        print(json.dumps({"seconds": seconds, **value}), file=out, flush=True)
 
 
 def metrics_table(values: Mapping[str, Mapping[str, float]]) -> Table:

@@ -16,6 +16,7 @@ class Request:
 
     Attributes:
         events: The descriptor of the pipe that messages go to.
+        lock: The descriptor of the results folder's lock.
         config: The configuration.
         results: The folder of all comparisons.
         command: The command line, for the manifest.
@@ -26,6 +27,7 @@ class Request:
     """
 
     events: int
+    lock: int
     config: Mapping[str, Any]
     results: str
     command: Sequence[str]

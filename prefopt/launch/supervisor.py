@@ -6,33 +6,33 @@ after the other; one that was under way alone is then marked as failed, and the 
 
 from __future__ import annotations
 
-import os
-import selectors
+import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-import prefopt
 from prefopt.config.schema import Config
 from prefopt.errors import MachineError, PrefoptError
+from prefopt.launch.process import WorkerProcess
 from prefopt.launch.protocol import At, End, Message, Request, Stage, Step, decode, tell
-from prefopt.runtime.interrupts import Stopped
+from prefopt.runtime.interrupts import Stopped, ending_signals
 from prefopt.runtime.progress import Progress
 from prefopt.storage.records import RunRecord
+from prefopt.storage.redact import without_secrets
 from prefopt.storage.results import ResultsFolder
 
 HANG_AFTER_S = 1800.0
 DUMP_S = 1.0  # for a hung process to write its stacks before it is killed
-# Not the current folder, from which nothing is to be imported: the one this package lies in, last.
-_START = "import sys; sys.path.append(sys.argv[1]); from prefopt.launch.worker import main; main()"
+POLL_S = 0.5
+STOPPED_S = 5.0  # between two polls: this process was stopped, or its machine slept
+LEAVE_S = 60.0  # for a worker to end that has closed its pipe for messages
+TOLD = 10  # lines that a worker printed last, where it did not get as far as a run
 
 
 @dataclass
@@ -62,8 +62,10 @@ class Supervisor:
     at: At | None = None
     stage: str = "starting"
     end: End | None = None
-    worker: subprocess.Popen[bytes] | None = None
+    worker: WorkerProcess | None = None
+    printed: list[str] = field(default_factory=list)
     signals: list[int] = field(default_factory=list)
+    passed_on: int = 0
 
     def run(self) -> ResultsFolder:
         """Work until nothing is left that can be done.
@@ -81,7 +83,9 @@ class Supervisor:
                     return ResultsFolder(self.results / self.config.name)
                 early += self.at is None
                 if early > 1:
-                    raise MachineError(f"the working process {death} twice, in the stage: {self.stage}")
+                    last = [line for line in self.printed if line.strip()][-TOLD:]
+                    text = f"the working process {death} twice, in the stage: {self.stage}"
+                    raise MachineError("\n".join([text, *(["What it printed last:"] if last else []), *last]))
                 self._after(death)
 
     def _raise_if_ended_badly(self) -> None:
@@ -102,7 +106,7 @@ class Supervisor:
             self.progress.say(f"the working process {death} ({self.stage}); starting it again")
             return
         seed, variants, step = self.at.seed, self.at.variants, self.at.step
-        where = f"{death} at step {step}"
+        where = f"{death} at step {step}{innermost(self.printed)}"
         runs = [(variant, seed) for variant in variants]
         self.deaths.update(runs)
         if max(self.deaths[run] for run in runs) < 2:
@@ -119,20 +123,32 @@ class Supervisor:
 
     def _one_worker(self) -> str:
         """Start a worker and listen until it ends; how it died, if it did not say how it ended."""
+        self.at, self.end = None, None
+        try:
+            worker = WorkerProcess(lambda messages: self._request(messages).encode(), self.descriptor)
+        except OSError as problem:
+            raise MachineError(
+                f"cannot start the working process: {problem.strerror}; free some, then run again"
+            ) from None
+        try:
+            self.worker = worker
+            self._pass_on_signals()  # what came before there was anybody to hand it to
+            worker.begin()
+            killed = self._listen(worker)
+            code = worker.end()
+            self._show(*worker.read_rest())
+        finally:
+            self.worker = None
+            worker.close()
+        self.printed = list(worker.printed)
+        return killed or _death(code)
+
+    def _request(self, messages: int) -> Request:
         import torch
 
-        self.at, self.end = None, None
-        read, write = os.pipe()
-        root = str(Path(prefopt.__file__).parent.parent)
-        worker = subprocess.Popen(
-            [sys.executable, "-P", "-c", _START, root],
-            stdin=subprocess.PIPE, stdout=sys.stderr.fileno(), pass_fds=(write, self.descriptor),
-            start_new_session=True,
-        )  # fmt: skip
-        self.worker = worker
-        os.close(write)
-        request = Request(
-            events=write,
+        return Request(
+            events=messages,
+            lock=self.descriptor,
             config=self.config.model_dump(),
             results=str(self.results),
             command=list(self.command),
@@ -141,44 +157,35 @@ class Supervisor:
             skip=sorted(self.skip),
             alone=sorted(self.alone),
         )
-        try:
-            assert worker.stdin is not None
-            worker.stdin.write(request.encode())
-            worker.stdin.flush()
-            hung = self._listen(read, worker)
-            code = worker.wait()
-        except BrokenPipeError:
-            hung, code = False, worker.wait()
-        finally:
-            if worker.poll() is None:
-                worker.kill()
-                worker.wait()
-            os.close(read)
-            self.worker = None
-        if hung:
-            return f"gave no sign of life for {self.hang_after:g} s"
-        killed = " (out of memory?)" if code == -signal.SIGKILL else ""
-        return f"died of {signal.Signals(-code).name}{killed}" if code < 0 else f"ended with status {code}"
 
-    def _listen(self, pipe: int, worker: subprocess.Popen[bytes]) -> bool:
-        """Show what the worker says until it ends; True if it had to be killed because it said nothing more."""
-        heard, rest = time.monotonic(), b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(pipe, selectors.EVENT_READ)
-            while True:
-                if selector.select(timeout=0.5):
-                    data = os.read(pipe, 1 << 16)
-                    if not data:
-                        return False
-                    heard = time.monotonic()
-                    *lines, rest = (rest + data).split(b"\n")
-                    for line in lines:
-                        self._hear(decode(line))
-                elif self.hang_after and time.monotonic() - heard > self.hang_after:
-                    worker.send_signal(signal.SIGUSR1)
-                    time.sleep(DUMP_S)
-                    worker.kill()
-                    return True
+    def _listen(self, worker: WorkerProcess) -> str | None:
+        """Show what the worker says until it ends; why it has to be killed, if it has to."""
+        heard = asked = time.monotonic()
+        closed: float | None = None
+        while not worker.has_ended():
+            messages, printed = worker.read(POLL_S)
+            now = time.monotonic()
+            if messages or now - asked > STOPPED_S:  # the latter: this process was stopped itself, and so heard nothing
+                heard = now
+            asked = now
+            self._show(messages, printed)
+            if self.hang_after and now - heard > self.hang_after:
+                worker.send(signal.SIGUSR1)
+                time.sleep(DUMP_S)
+                return f"gave no sign of life for {self.hang_after:g} s"
+            if worker.is_silent_for_good():
+                closed = closed or now
+                if now - closed > LEAVE_S:
+                    return "closed its pipe and did not end"
+        return None
+
+    def _show(self, messages: Sequence[bytes], printed: Sequence[str]) -> None:
+        for line in printed:
+            if line.strip():
+                self.progress.say(f"worker: {without_secrets(line)}")
+        for message in messages:
+            with suppress(ValueError, KeyError, TypeError):  # foreign code has written there
+                self._hear(decode(message))
 
     def _hear(self, message: Message) -> None:
         match message:
@@ -192,23 +199,56 @@ class Supervisor:
 
     @contextmanager
     def _forwarding(self) -> Iterator[None]:
-        """Hand SIGTERM and SIGINT on to the worker, which ends its step; a second SIGINT ends it at once."""
+        """Hand signals that ask for the end on to the worker, which ends its step; a second SIGINT ends it at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def forward(number: int, frame: FrameType | None) -> None:
-            again = number == signal.SIGINT and number in self.signals
             self.signals.append(number)
-            if self.worker is not None and self.worker.poll() is None:
-                self.worker.send_signal(signal.SIGKILL if again else number)
+            self._pass_on_signals()
 
-        before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, forward) for number in ending_signals()}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _pass_on_signals(self) -> None:
+        """Send the worker every signal that it was not sent yet."""
+        while self.worker is not None and self.passed_on < len(self.signals):
+            number = self.signals[self.passed_on]
+            again = number == signal.SIGINT and number in self.signals[: self.passed_on]
+            self.passed_on += 1
+            self.worker.send(signal.SIGKILL if again else number)
+
+
+def _death(code: int) -> str:
+    """How a process ended, from its exit status."""
+    if code >= 0:
+        return f"ended with status {code}"
+    return f"died of {signal.Signals(-code).name}{' (out of memory?)' if code == -signal.SIGKILL else ''}"
+
+
+def innermost(printed: Sequence[str]) -> str:
+    """`` in <file>:<line>``, where a dump of stacks among the printed lines says so; else nothing.
+
+    The innermost line of the thread that was running, and of a file of the user's own if there is one.
+    """
+    frames: list[tuple[str, str]] = []
+    begun = False
+    for line in printed:
+        if re.match(r"(Current thread|Thread) 0x", line):
+            begun, frames = True, []  # the last one is the main thread, if none is said to be running
+        elif begun and (match := re.match(r'  File "(.+)", line (\d+) in ', line)):
+            frames.append((match[1], match[2]))
+        elif begun and frames and not line.strip():
+            begun = False
+    own = [
+        frame for frame in frames if not re.search(r"site-packages|dist-packages|lib/python3|/prefopt/|^<", frame[0])
+    ]
+    return "".join(f" in {Path(file).name}:{line}" for file, line in (own or frames)[:1])
 
 
 def _refusal(code: int, text: str) -> PrefoptError:

@@ -23,28 +23,47 @@ from prefopt.launch.protocol import End, Request, Sender
 def main() -> None:
     """Do what the first line of the input asks for, and say how it ended."""
     silence_third_parties()
-    request = Request.decode(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
-    sender = Sender(os.fdopen(request.events, "w", encoding="utf-8"))
     from prefopt.runtime.interrupts import Stopped, listen
 
+    sender: Sender | None = None
     try:
         with listen():
+            for stream in (sys.stdout, sys.stderr):
+                stream.reconfigure(line_buffering=True)  # type: ignore[union-attr] # lest a line be lost with the process
+            request = Request.decode(sys.stdin.buffer.readline())
+            sender = _prepare(request)
             _work(request, sender)
-    except Stopped as end:
-        sender.send(End("stopped", end.number, str(end)))
+        end = End("done")
+    except Stopped as stopped:
+        end = End("stopped", stopped.number, str(stopped))
     except PrefoptError as problem:
-        sender.send(End("refused", problem.exit_code, str(problem)))
+        end = End("refused", problem.exit_code, str(problem))
     except Exception as problem:
         if type(problem).__name__ == "AcceleratorError":
             raise  # the device is lost to this process; another one may have it
-        sender.send(End("defect", 1, traceback.format_exc()))
-    else:
-        sender.send(End("done"))
+        end = End("defect", 1, traceback.format_exc())
+    if sender is not None:
+        sender.send(end)
+    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # nothing is left to write, and taking torch down takes seconds
+
+
+def _prepare(request: Request) -> Sender:
+    """Have this process end with its parent, show where it hung or crashed, and share nothing with what it forks."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    os.register_at_fork(after_in_child=lambda: _let_go(request.events, request.lock))
+    return Sender(os.fdopen(request.events, "w", encoding="utf-8"))
+
+
+def _let_go(*descriptors: int) -> None:
+    """In a process that a loss has forked: hold neither the pipe nor the lock, so that both end with the worker."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in descriptors:
+        os.dup2(nowhere, descriptor, inheritable=False)
+    os.close(nowhere)
 
 
 def _work(request: Request, sender: Sender) -> None:
@@ -72,6 +91,8 @@ def _end_with_parent() -> None:
     """Wait for the end of the input, which the parent holds open, whatever ends it."""
     while os.read(0, 1):
         pass
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)  # this process, and all that it forked
     os._exit(1)
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a training step ends and is kept, anything else stops at once, and nothing is lost.
+"""SIGTERM, SIGINT, SIGHUP: a training step ends and is kept, anything else stops at once, and nothing is lost.
 
 Without ``listen`` signals do what they always do; whoever uses the package as a library decides for themselves.
 """
@@ -26,6 +26,13 @@ class Stopped(BaseException):
         super().__init__(said or f"stopped by {signal.Signals(number).name}{' ' + where if where else ''}; {_AGAIN}")
 
 
+def ending_signals() -> list[int]:
+    """The signals that ask for an end; SIGHUP is not among them where ``nohup`` has it ignored."""
+    hangup = getattr(signal, "SIGHUP", None)
+    heard = hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *([hangup] if hangup is not None and heard else [])]
+
+
 class Stop:
     """Whether a signal has come."""
 
@@ -50,11 +57,11 @@ _stop = Stop()
 
 @contextmanager
 def listen() -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into ``Stopped``; a second SIGINT does not wait for the step."""
+    """Turn SIGTERM, SIGINT and SIGHUP into ``Stopped``; a second SIGINT does not wait for the step."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _heard) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, _heard) for number in ending_signals()}
     try:
         yield
     finally:
