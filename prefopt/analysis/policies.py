@@ -206,13 +206,14 @@ def text_quality(comparison: Comparison, cells: Cells, names: Sequence[str]) -> 
 
 
 def cost(comparison: Comparison, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Mean cost over complete seeds; the peak memory is the largest."""
+    """Mean cost over complete seeds whose cost is known; the peak memory is the largest."""
     rows = []
     for name in names:
         runs = [run.cost for run in comparison.finished_runs(name)]
         if not any(runs):
             continue
         row: dict[str, Any] = {"variant": name, **{key: _mean([run.get(key) for run in runs]) for key in COSTS}}
+        row["unknown"] = sum(not run for run in runs)
         peaks = [run["peak_memory_gib"] for run in runs if run.get("peak_memory_gib") is not None]
         row["peak_memory_gib"] = number(max(peaks)) if peaks else None
         rows.append(row)

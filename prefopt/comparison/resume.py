@@ -62,9 +62,7 @@ def refuse_other(folder: ResultsFolder, config: Config, device: torch.device) ->
     """
     before = manifest_before(folder)
     if before is None:
-        foreign = [path for path in folder.root.glob("*") if not durable.is_temporary(path) and path.name != LOCK]
-        if foreign:
-            raise UsageError(f"{folder.root} holds files that prefopt did not write; choose another --name")
+        _refuse_foreign(folder)
         return
     for section, values in provenance.settings(config).items():
         old = before.config.get(section, {})
@@ -76,6 +74,26 @@ def refuse_other(folder: ResultsFolder, config: Config, device: torch.device) ->
     if before.code_files is not None:
         _require_same(folder, "code", before.code_files, provenance.code_files())
     _require_same(folder, "hashes", {"code": before.hashes.get("code")}, {"code": provenance.code_hash()})
+
+
+# What a comparison puts into its folder before anything of it is finished: it goes on from there, or writes it anew.
+_BEGUN = (LOCK, "runs", "prompts.parquet", "checksums.json")
+
+
+def _refuse_foreign(folder: ResultsFolder) -> None:
+    """Refuse a folder without a manifest that holds more than the beginnings of runs.
+
+    Raises:
+        UsageError: Naming what it holds.
+    """
+    for path in folder.root.glob("*"):
+        if not durable.is_temporary(path) and path.name not in _BEGUN:
+            raise UsageError(f"{folder.root} holds files that prefopt did not write; choose another --name")
+    for path in folder.root.glob("runs/*/*/run.json"):
+        raise UsageError(
+            f"{folder.root} has lost its manifest.json, and holds finished runs such as {path.parent}; put the "
+            "manifest back, or move the folder away, or choose another --name"
+        )
 
 
 def refuse_other_materials(folder: ResultsFolder, materials: Materials) -> None:

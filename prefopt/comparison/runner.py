@@ -22,10 +22,10 @@ from prefopt.losses import DPO
 from prefopt.prepare.materials import Materials, prepare
 from prefopt.runtime.device import pick_device
 from prefopt.runtime.progress import Progress
-from prefopt.storage import locks
+from prefopt.storage import durable, locks
 from prefopt.storage.records import Manifest
 from prefopt.storage.results import ResultsFolder
-from prefopt.storage.schema import PROMPT_COLUMNS
+from prefopt.storage.schema import LOCK, PROMPT_COLUMNS
 from prefopt.testing import check_loss
 from prefopt.train import determinism
 from prefopt.train.autosize import Fit, fit, set_checkpointing
@@ -79,20 +79,21 @@ def work(
         alone: Seeds whose runs are trained one after the other.
     """
     folder = ResultsFolder(results / config.name)
-    device = _settle(config)
-    resume.refuse_other(folder, config, device)
-    resume.mend(folder, config, device, progress)
-    if any(resume.missing(folder, config, seed) for seed in config.seeds):
-        materials = prepare(config, device, progress)
-        _refuse_unfit(folder, config, materials)
-        step = _describe(folder, config, materials, command, progress)
-        group = SeedGroup(config, step.apply(config.train), materials, folder, progress)
-        for number, seed in enumerate(config.seeds):
-            group.run_seed(seed, f"seed {seed} ({number + 1} of {len(config.seeds)})", skip, alone=seed in alone)
-    else:
-        n = len(config.seeds) * len(config.variants)
-        progress.say(f"all {n} runs are already in {folder.root}; nothing to train")
-    record.judge(folder)
+    with durable.watched(folder.root, LOCK):
+        device = _settle(config)
+        resume.refuse_other(folder, config, device)
+        resume.mend(folder, config, device, progress)
+        if any(resume.missing(folder, config, seed) for seed in config.seeds):
+            materials = prepare(config, device, progress)
+            _refuse_unfit(folder, config, materials)
+            step = _describe(folder, config, materials, command, progress)
+            group = SeedGroup(config, step.apply(config.train), materials, folder, progress)
+            for number, seed in enumerate(config.seeds):
+                group.run_seed(seed, f"seed {seed} ({number + 1} of {len(config.seeds)})", skip, alone=seed in alone)
+        else:
+            n = len(config.seeds) * len(config.variants)
+            progress.say(f"all {n} runs are already in {folder.root}; nothing to train")
+        record.judge(folder)
     return folder
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -37,10 +37,9 @@ def load_command(
     Raises:
         UsageError: For anything that cannot be carried out.
     """
-    from prefopt.losses import load_plugin, loss_names  # with torch, and so only when a command needs them
+    from prefopt.losses import loss_names  # with torch, and so only when a command needs them
 
-    for plugin in plugins or []:
-        load_plugin(plugin)
+    load_plugins(plugins or [])
     values = {key: value for key, value in overrides.items() if value is not None}
     if values.get("data.source"):
         values.setdefault("task.name", "data")
@@ -60,6 +59,23 @@ def load_command(
             raise UsageError(f"--set {setting}: write section.key=value")
         values[key.strip()] = parse_value(value.strip())
     return load(path, values)
+
+
+def load_plugins(plugins: Sequence[str]) -> None:
+    """Load what registers losses; what loading it changes of the state of torch and others is put back.
+
+    Args:
+        plugins: Python files, or entry points of installed packages.
+
+    Raises:
+        UsageError: As ``load_plugin``.
+    """
+    from prefopt.losses import load_plugin
+    from prefopt.runtime.kept_state import kept_state
+
+    for plugin in plugins:
+        with kept_state(importing=True):
+            load_plugin(plugin)
 
 
 def load(path: Path | None, overrides: Mapping[str, Any]) -> Config:

@@ -12,6 +12,7 @@ from prefopt.contract.registry import make_loss
 from prefopt.storage.hashing import digest
 from prefopt.storage.redact import portable
 from prefopt.storage.results import check_name
+from prefopt.storage.schema import REFERENCE
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -221,6 +222,8 @@ class Config(Strict):
         names = [check_name(variant.name, "variant") for variant in self.variants]
         if not names:
             raise ValueError("variants: at least one is needed")
+        if REFERENCE in [name.casefold() for name in names]:
+            raise ValueError(f"variant {REFERENCE}: the policy before training has this name; choose another")
         for kind, values in (("variant", [n.casefold() for n in names]), ("seed", [str(s) for s in self.seeds])):
             twice = sorted({value for value in values if values.count(value) > 1})
             if twice:

@@ -6,18 +6,17 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import importlib.util
-import io
 import math
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
 from prefopt.contract import plugin_files
 from prefopt.contract.loss import Loss
+from prefopt.contract.plugin_process import in_this_process, is_its_own, while_loading
 from prefopt.errors import UsageError, did_you_mean
 
 ENTRY_POINT_GROUP = "prefopt.losses"
@@ -115,9 +114,14 @@ def make_loss(spec: str | Mapping[str, Any], /, **hyperparameters: Any) -> Loss:
             raise UsageError(f"{name} has no hyperparameter {key}; it has {has}")
         given[key] = _coerce(name, key, value, fields[key].default)
     try:
-        return cls(**given)
+        with in_this_process():
+            return cls(**given)
     except ValueError as problem:
         raise UsageError(str(problem)) from None
+    except BaseException as problem:
+        if not is_its_own(problem) or cls.__module__.startswith("prefopt."):
+            raise
+        raise UsageError(f"{name} cannot be made: {type(problem).__name__}: {problem}") from None
 
 
 def _coerce(name: str, key: str, value: Any, default: Any) -> Any:
@@ -181,7 +185,7 @@ def split_labels(text: str) -> list[str]:
 def load_plugin(plugin: str) -> None:
     """Load what registers losses: a Python file, or the entry point of an installed package; nothing else ever is.
 
-    What it prints meanwhile is dropped: standard output and error carry JSON for those who ask for it.
+    What it prints meanwhile is dropped.
 
     Args:
         plugin: A path that ends in ``.py``, or a name under the entry-point group ``prefopt.losses``.
@@ -192,12 +196,12 @@ def load_plugin(plugin: str) -> None:
     losses, modules = dict(REGISTRY), set(sys.modules)
     plugin_files.record_imports()
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with while_loading():
             module = _run_file(Path(plugin)) if plugin.endswith(".py") else _load_entry_point(plugin)
         plugin_files.refuse_borrowed(module, modules)
     except UsageError as problem:
         raise UsageError(f"--plugin {plugin}: {problem}") from None
-    except (Exception, SystemExit) as problem:
+    except Exception as problem:
         raise UsageError(f"--plugin {plugin}: {type(problem).__name__}: {problem}") from problem
     brought = [cls for name, cls in REGISTRY.items() if losses.get(name) is not cls or cls.__module__ == module]
     if not brought:

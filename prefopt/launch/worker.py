@@ -19,6 +19,8 @@ from pathlib import Path
 from prefopt.errors import PrefoptError
 from prefopt.launch.protocol import End, Request, Sender
 
+_leave = os._exit  # as it is while no loss is being called
+
 
 def main() -> None:
     """Do what the first line of the input asks for, and say how it ended."""
@@ -46,7 +48,7 @@ def main() -> None:
         sender.send(end)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # nothing is left to write, and taking torch down takes seconds
+    _leave(0)  # nothing is left to write, and taking torch down takes seconds
 
 
 def _prepare(request: Request) -> Sender:
@@ -71,11 +73,10 @@ def _work(request: Request, sender: Sender) -> None:
     import torch
 
     from prefopt.comparison.runner import work
+    from prefopt.config.load import load_plugins
     from prefopt.config.schema import Config
-    from prefopt.losses import load_plugin
 
-    for plugin in request.plugins:
-        load_plugin(plugin)
+    load_plugins(request.plugins)
     torch.set_num_threads(request.threads)
     work(
         Config.model_validate(request.config),
@@ -93,7 +94,7 @@ def _end_with_parent() -> None:
         pass
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)  # this process, and all that it forked
-    os._exit(1)
+    _leave(1)
 
 
 def silence_third_parties() -> None:

@@ -138,25 +138,32 @@ def _put_handlers(before: list[Any]) -> None:
 _PARTS: tuple[tuple[Callable[[], Any], Callable[[Any], None]], ...] = (
     (_torch_flags, _put_torch_flags), (_torch_random, _put_torch_random),
     (np.geterr, _put_numpy_errors), (random.getstate, random.setstate), (_python, _put_python),
-    (lambda: list(warnings.filters), _put_filters), (lambda: list(sys.path), _put_path),
-    (_environment, _put_environment), (_handlers, _put_handlers),
+    (lambda: list(warnings.filters), _put_filters), (_handlers, _put_handlers),
+)  # fmt: skip
+# A module may set these when it is imported, for what it imports and calls later.
+_OF_A_MODULE: tuple[tuple[Callable[[], Any], Callable[[Any], None]], ...] = (
+    (lambda: list(sys.path), _put_path), (_environment, _put_environment),
 )  # fmt: skip
 
 
 @contextmanager
-def kept_state() -> Iterator[None]:
+def kept_state(*, importing: bool = False) -> Iterator[None]:
     """Inside, foreign code runs; whatever it changed of what a process shares is as before when it has ended.
 
     Of torch: gradient mode, default type and device, threads, determinism, precision, autocast and kernels; random
     states of torch, numpy and Python; warnings, logging, streams, folder, paths, environment, and signal handlers.
+
+    Args:
+        importing: Whether that code is a module that is imported, which may set paths and environment for later.
     """
-    before = [get() for get, _ in _PARTS]
+    parts = _PARTS if importing else (*_PARTS, *_OF_A_MODULE)
+    before = [get() for get, _ in parts]
     generator = np.random.mtrand.get_bit_generator()
     np.random.mtrand.set_bit_generator(_SPARE)
     try:
         yield
     finally:
         np.random.mtrand.set_bit_generator(generator)
-        for (get, put), value in zip(_PARTS, before, strict=True):
+        for (get, put), value in zip(parts, before, strict=True):
             if get() != value:
                 put(value)

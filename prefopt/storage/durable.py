@@ -14,11 +14,11 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from prefopt.errors import MachineError
+from prefopt.errors import MachineError, PrefoptError
 
 # Called with the kind ("make", "write", "sync", "rename", "sync-folder" or "remove") and path of the coming operation.
 hook: Callable[[str, Path], None] | None = None
@@ -142,6 +142,55 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex[:12]}.tmp")
 
 
+# Files whose folders must stay while they are written to, with their device and inode.
+_watched: dict[Path, tuple[int, int] | None] = {}
+
+
+@contextmanager
+def watched(root: Path, marker: str) -> Iterator[None]:
+    """Inside, nothing is written below a folder once its file ``marker`` is gone, or is another one.
+
+    Whoever has removed the folder does not want it back, and whoever has made it anew writes there now.
+
+    Raises:
+        MachineError: If that has happened, in place of what has come of it.
+    """
+    path = root / marker
+    before = _watched.get(path)
+    _watched[path] = _identity(path)
+    try:
+        _require_watched(root)
+        yield
+        _require_watched(root)
+    except (PrefoptError, OSError):
+        _require_watched(root)
+        raise
+    finally:
+        _watched.pop(path)
+        if before is not None:
+            _watched[path] = before
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        place = path.stat()
+    except OSError:
+        return None
+    return place.st_dev, place.st_ino
+
+
+def _require_watched(path: Path) -> None:
+    for marker, known in _watched.items():
+        root = marker.parent
+        if not path.is_relative_to(root) or (known is not None and _identity(marker) == known):
+            continue
+        rest = f"remove what is left of it with rm -r {root}, and" if root.exists() else "nothing is left of it;"
+        raise MachineError(
+            f"{root} was removed, moved or replaced while this command used it; {rest} run the same command again, "
+            "which begins anew"
+        )
+
+
 _safe: set[Path] = set()  # folders whose names this process knows to be on the disk
 
 
@@ -151,7 +200,12 @@ def forget_synced() -> None:
 
 
 def ensure_folder(path: Path) -> None:
-    """Make a folder and those above it. One that exists is synced once, since its maker may have been killed before."""
+    """Make a folder and those above it. One that exists is synced once, since its maker may have been killed before.
+
+    Raises:
+        MachineError: If it lies in a watched folder that is gone.
+    """
+    _require_watched(path)
     if path.is_dir():
         if path not in _safe:
             with suppress(PermissionError):  # of a folder above that we may not read, and so did not make
@@ -206,4 +260,5 @@ def permissions(path: Path) -> int:
 
 def refused(what: str, path: Path, problem: OSError) -> MachineError:
     """The system's refusal as an error that says what to do."""
+    _require_watched(path)
     return MachineError(f"cannot {what} {path}: {problem.strerror}; free space or fix rights, then run again")

@@ -37,7 +37,7 @@ def hold(root: Path, *, wait: bool = False, say: Callable[[str], None] = lambda 
 
     Raises:
         BusyError: If another process holds it.
-        MachineError: If files cannot be written, renamed or locked there.
+        MachineError: If files cannot be written, renamed or locked there, or the folder is removed meanwhile.
     """
     require_no_links(root)
     new_folders = [path for path in (root, *root.parents) if not path.exists()]
@@ -50,7 +50,8 @@ def hold(root: Path, *, wait: bool = False, say: Callable[[str], None] = lambda 
         _name_holder(descriptors[-1], path)
         if (root / "manifest.json").is_file():
             _sweep(root)
-        yield descriptors[-1]
+        with durable.watched(root, LOCK):
+            yield descriptors[-1]
     finally:
         if LOCK not in before and root.is_dir() and {path.name for path in root.iterdir()} == {LOCK, *before}:
             with suppress(OSError):

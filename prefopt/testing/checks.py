@@ -23,7 +23,9 @@ from prefopt.contract.examples import (
     with_running,
 )
 from prefopt.contract.loss import Loss, PairLogps, TokenStats
+from prefopt.contract.plugin_process import in_this_process, is_its_own
 from prefopt.errors import UsageError
+from prefopt.runtime.kept_state import kept_state
 from prefopt.testing.declarations import check_docstring, check_hyperparameters, check_spec
 
 
@@ -64,11 +66,13 @@ def contract_failures(loss: Loss, *, device: str = "cpu", documented: bool = Tru
     for check in (*_CHECKS, *((check_docstring,) if documented else ())):
         title = check.__name__.lstrip("_").removeprefix("check_").replace("_", " ")
         try:
-            with _one_thread(), _no_warnings():
+            with kept_state(), in_this_process(), _one_thread(), _no_warnings():
                 failures += [f"{name}: {title}: {problem}" for problem in check(loss, device)]
-        except Exception as problem:
-            told = str(problem).splitlines() or [""]
-            failures.append(f"{name}: {title}: raised {type(problem).__name__}: {told[0]}")
+        except BaseException as raised:
+            if not is_its_own(raised):
+                raise
+            told = str(raised).splitlines() or [""]
+            failures.append(f"{name}: {title}: raised {type(raised).__name__}: {told[0]}")
         if failures and check is _check_output:
             break  # Whatever else would be reported follows from this.
     return failures

@@ -14,6 +14,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from prefopt.contract.loss import ChosenRejected, Loss, PairLogps, TokenStats
+from prefopt.contract.plugin_process import ProcessEndError, in_this_process
 from prefopt.errors import PrefoptError
 from prefopt.runtime.interrupts import Stopped
 from prefopt.runtime.kept_state import kept_state
@@ -71,7 +72,7 @@ def _named(rewards: ChosenRejected) -> list[tuple[str, Any]]:
 def _call(function: Callable[[PairLogps], Any], logps: PairLogps) -> Any:
     """What the function returns for its own copy of a batch; it must have left the copy as it was."""
     own, copies = _copy(logps, "")
-    with kept_state():
+    with kept_state(), in_this_process():
         try:
             value = function(own)
         except Stopped:
@@ -86,6 +87,8 @@ def _call(function: Callable[[PairLogps], Any], logps: PairLogps) -> Any:
 
 def _contain(problem: BaseException) -> None:
     """Raise what the loss raised, as a failure of its run alone and in a text that can be kept."""
+    if isinstance(problem, ProcessEndError):
+        raise LossError(str(problem)).with_traceback(problem.__traceback__) from None
     if isinstance(problem, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         raise problem  # it may be the user's
     try:
