@@ -58,7 +58,7 @@ def _run_warnings(results: Row) -> list[dict[str, str]]:
     unknown = {row["variant"]: row["unknown"] for row in results["cost"] if row.get("unknown")}
     if unknown:
         shown = listed([f"{counted(count, 'run')} of {name}" for name, count in unknown.items()], 4)
-        found.append(_warning("note", "Cost unknown", f"cost.json is gone from {shown}; means are over the others."))
+        cautions.append(_warning("note", "Cost unknown", f"cost.json is gone from {shown}; means are over the others."))
     if 1 < seeds < FEW_SEEDS:
         cautions.append(
             _warning(

@@ -53,6 +53,9 @@ def compare(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     wait: Wait = False,
     hang_after: Annotated[float, typer.Option(min=0, help="Seconds without progress; 0 for never.")] = 1800,
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="Train losses of plugins in a group of their own.")
+    ] = False,
     in_process: Annotated[bool, typer.Option("--in-process", help="Without a process to train in, to debug.")] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -80,7 +83,9 @@ def compare(
             _show_plan(wanted, console, as_json)
             return
         hang_after_s = None if in_process else hang_after
-        folder, unfinished = _run(wanted, results, plugin or [], console, wait=wait, hang_after_s=hang_after_s)
+        folder, unfinished = _run(
+            wanted, results, plugin or [], console, wait=wait, hang_after_s=hang_after_s, isolate=isolate
+        )
     _conclude(folder, unfinished, asserted, quiet=quiet, as_json=as_json)
 
 
@@ -92,7 +97,14 @@ def _show_plan(config: Config, console: Console, as_json: bool) -> None:
 
 
 def _run(
-    config: Config, results: Path, plugins: Sequence[str], console: Console, *, wait: bool, hang_after_s: float | None
+    config: Config,
+    results: Path,
+    plugins: Sequence[str],
+    console: Console,
+    *,
+    wait: bool,
+    hang_after_s: float | None,
+    isolate: bool,
 ) -> tuple[ResultsFolder, dict[tuple[str, int], RunRecord]]:
     """Run the comparison, in a process of its own unless ``hang_after_s`` is None; its folder, and what is missing."""
     from prefopt.launch.launcher import InProcess, Job, Launcher, Supervised
@@ -102,7 +114,7 @@ def _run(
     words = ["prefopt", *sys.argv[1:]]
     with interrupts.listen(), locks.hold(results / config.name, wait=wait, say=console.say) as lock:
         launcher: Launcher = InProcess() if hang_after_s is None else Supervised(plugins, hang_after_s)
-        folder = launcher.run(Job(config=config, results=results, command=words, lock=lock), console)
+        folder = launcher.run(Job(config=config, results=results, command=words, lock=lock, isolate=isolate), console)
         runs = folder.runs()
         unfinished = {key: run for key, run in runs.items() if not run.is_complete}
         if any(variant != REFERENCE for variant, _ in runs.keys() - unfinished.keys()):

@@ -6,7 +6,7 @@ continues from its newest checkpoint, and the outcome is that of a call that was
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 
 from prefopt.comparison import record, resume
 from prefopt.comparison.manifest import describe
-from prefopt.comparison.seed_group import SeedGroup
+from prefopt.comparison.seed_group import Partition, SeedGroup
 from prefopt.config.schema import Config
 from prefopt.errors import DataError
 from prefopt.losses import DPO
@@ -39,6 +39,7 @@ def compare(
     command: Sequence[str] = (),
     progress: Progress,
     wait: bool = False,
+    isolate: bool = False,
 ) -> ResultsFolder:
     """Run a comparison; runs that have finished before are taken as they are.
 
@@ -48,6 +49,7 @@ def compare(
         command: The command line, for the manifest.
         progress: Hears what is going on.
         wait: Wait for another process that uses the folder, rather than raise.
+        isolate: Train losses from outside this package in a group of their own.
 
     Returns:
         The results folder, ready for the report.
@@ -56,7 +58,8 @@ def compare(
         PrefoptError: For anything that the user can mend.
     """
     with locks.hold(results / config.name, wait=wait, say=progress.say):
-        return work(config, results=results, command=command, progress=progress)
+        partition = Partition(isolate=isolate)
+        return work(config, results=results, command=command, progress=progress, partition=partition)
 
 
 def work(
@@ -65,8 +68,7 @@ def work(
     results: Path,
     command: Sequence[str],
     progress: Progress,
-    skip: Collection[tuple[str, int]] = (),
-    alone: Collection[int] = (),
+    partition: Partition,
 ) -> ResultsFolder:
     """``compare`` for a caller that holds the folder's lock.
 
@@ -75,8 +77,7 @@ def work(
         results: The folder of all comparisons.
         command: The command line, for the manifest.
         progress: Hears what is going on.
-        skip: Runs to leave out this time.
-        alone: Seeds whose runs are trained one after the other.
+        partition: Which runs to leave out this time, and which to train together.
     """
     folder = ResultsFolder(results / config.name)
     with durable.watched(folder.root, LOCK):
@@ -89,7 +90,7 @@ def work(
             step = _describe(folder, config, materials, command, progress)
             group = SeedGroup(config, step.apply(config.train), materials, folder, progress)
             for number, seed in enumerate(config.seeds):
-                group.run_seed(seed, f"seed {seed} ({number + 1} of {len(config.seeds)})", skip, alone=seed in alone)
+                group.run_seed(seed, f"seed {seed} ({number + 1} of {len(config.seeds)})", partition)
         else:
             n = len(config.seeds) * len(config.variants)
             progress.say(f"all {n} runs are already in {folder.root}; nothing to train")

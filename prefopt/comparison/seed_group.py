@@ -20,9 +20,34 @@ from prefopt.storage.schema import REFERENCE
 from prefopt.train.checkpoint import Checkpoints, common_step
 from prefopt.train.failures import why_left
 from prefopt.train.feed import FixedOrder
+from prefopt.train.foreign import is_foreign
 from prefopt.train.heldout import heldout_frame
 from prefopt.train.loop import train_group
 from prefopt.train.state import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """Which runs are trained, and which of them in lockstep; what a run computes does not depend on it.
+
+    Attributes:
+        skip: Variants and seeds to leave out.
+        alone: Seeds whose runs are trained one after the other.
+        isolate: Whether losses from outside this package form a group of their own, after all others have been
+            trained, evaluated and written.
+    """
+
+    skip: Collection[tuple[str, int]] = ()
+    alone: Collection[int] = ()
+    isolate: bool = False
+
+    def groups(self, variants: Sequence[Variant], seed: int) -> list[list[Variant]]:
+        """The variants of one seed that are trained, by group."""
+        rest = [variant for variant in variants if (variant.name, seed) not in self.skip]
+        if seed in self.alone:
+            return [[variant] for variant in rest]
+        foreign = [variant for variant in rest if self.isolate and is_foreign(variant.build())]
+        return [group for group in ([v for v in rest if v not in foreign], foreign) if group]
 
 
 @dataclass(frozen=True)
@@ -45,23 +70,21 @@ class SeedGroup:
     progress: Progress
     sampled: dict[int, list[Sample]] = field(default_factory=dict)
 
-    def run_seed(self, seed: int, title: str, skip: Collection[tuple[str, int]], *, alone: bool) -> None:
-        """Train and evaluate the missing runs of one seed, in lockstep or one after the other.
+    def run_seed(self, seed: int, title: str, partition: Partition) -> None:
+        """Train and evaluate the missing runs of one seed, those of a group in lockstep.
 
         Args:
             seed: The seed.
             title: What messages begin with.
-            skip: Variants and seeds to leave out.
-            alone: Train one variant after the other.
+            partition: Which runs to leave out, and which form a group.
         """
         absent = resume.missing(self.folder, self.config, seed)
         if not absent:
             return
         conditions = self._conditions(seed)
-        variants = [v for v in absent if v is not None and (v.name, seed) not in skip]
-        for group in [[v] for v in variants] if alone else [variants] if variants else []:
+        for group in partition.groups([variant for variant in absent if variant is not None], seed):
             self._train_and_evaluate(group, seed, title, conditions)
-        if None in absent and (REFERENCE, seed) not in skip:
+        if None in absent and (REFERENCE, seed) not in partition.skip:
             key = provenance.reference_key(self.config, self.materials.model.base.device)
             self.progress.at(seed, [REFERENCE], self.train.steps)
             self._evaluate_reference(Origin(REFERENCE, seed, key, conditions), title)

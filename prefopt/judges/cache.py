@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import threading
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -30,7 +31,7 @@ def _seal(key: str, value: float) -> str:
 
 
 class Cache:
-    """Numbers by key; each ``put`` is on disk when it returns.
+    """Numbers by key; each ``put`` outlives this process when it returns. Threads may share it.
 
     Args:
         path: The SQLite file, made if it is not there.
@@ -41,9 +42,10 @@ class Cache:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
+            self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")  # outlives the process, which is what can be killed
             self._db.execute(
@@ -60,7 +62,7 @@ class Cache:
             for start in range(0, len(wanted), _AT_ONCE):
                 part = wanted[start : start + _AT_ONCE]
                 question = "SELECT key, value, seal FROM sealed WHERE key IN (SELECT value FROM json_each(?))"
-                with closing(self._db.execute(question, (json.dumps(part),))) as rows:
+                with self._lock, closing(self._db.execute(question, (json.dumps(part),))) as rows:
                     answers.update((key, value) for key, value, seal in rows if seal == _seal(key, value))
         except sqlite3.Error as problem:
             raise self._failure(problem) from None
@@ -68,11 +70,12 @@ class Cache:
 
     def put(self, values: Mapping[str, float]) -> None:
         """Add values, all or none of them."""
+        rows = [(key, float(value), _seal(key, float(value))) for key, value in values.items()]
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            rows = [(key, float(value), _seal(key, float(value))) for key, value in values.items()]
-            self._db.executemany("INSERT OR REPLACE INTO sealed VALUES (?, ?, ?)", rows)
-            self._db.execute("COMMIT")
+            with self._lock:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.executemany("INSERT OR REPLACE INTO sealed VALUES (?, ?, ?)", rows)
+                self._db.execute("COMMIT")
         except sqlite3.Error as problem:
             raise self._failure(problem) from None
 

@@ -38,6 +38,10 @@ class EndpointJudge:
         limits: What may be spent.
         sleep: How it waits between two tries; a test may give another way.
 
+    Attributes:
+        keep: Called with each question and its verdict as soon as the reply is there, by the thread that has it: what
+            is paid for must not wait for the caller of ``ask``, who may be killed.
+
     Raises:
         UsageError: If the URL is refused.
     """
@@ -60,6 +64,7 @@ class EndpointJudge:
         self._stop = threading.Event()
         self._sleep = sleep or self._stop.wait
         self._jitter = random.Random()
+        self.keep: Callable[[Shown, Verdict], object] = lambda question, verdict: None
         self._unanswered = 0  # questions in a row
         self._lock = threading.Lock()
 
@@ -125,6 +130,7 @@ class EndpointJudge:
             verdict = self._patiently(question_text(question, again=again))
             if verdict.first is not None or verdict.error.startswith("server: "):
                 break
+        self.keep(question, verdict)
         return verdict
 
     def _patiently(self, text: str) -> Verdict:

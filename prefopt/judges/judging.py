@@ -23,6 +23,7 @@ from prefopt.errors import UsageError
 from prefopt.judges import controls, make_judge
 from prefopt.judges.cache import Cache, key_of
 from prefopt.judges.contract import PairwiseJudge, PointwiseJudge, Shown, Verdict, question_text
+from prefopt.judges.endpoint import EndpointJudge
 from prefopt.judges.imported import FileJudge
 from prefopt.judges.quality import estimate_tokens, folder_name, problems, unusable_shares
 from prefopt.judges.questions import Questions, questions, to_ask, write_questions
@@ -216,9 +217,16 @@ def _collect(judge: PairwiseJudge, comparisons: Questions, cache: Cache, progres
             verdicts[question] = Verdict(known[key], cached=True)
     new = [question for question in wanted if question not in verdicts]
     progress.stage(f"judging by {judge.name}", len(verdicts), len(wanted))
-    for i, verdict in judge.ask(new):
+
+    def keep(question: Shown, verdict: Verdict) -> None:
         if verdict.first is not None:
-            cache.put({_key(judge, new[i]): verdict.first})
+            cache.put({_key(judge, question): verdict.first})
+
+    if isinstance(judge, EndpointJudge):
+        judge.keep = keep  # as replies come in, several at once
+    for i, verdict in judge.ask(new):
+        if not isinstance(judge, EndpointJudge):
+            keep(new[i], verdict)
         verdicts[new[i]] = verdict
         progress.stage(f"judging by {judge.name}", len(verdicts), len(wanted))
     return verdicts

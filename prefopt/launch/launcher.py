@@ -22,12 +22,14 @@ class Job:
         results: The folder of all comparisons.
         command: The command line, for the manifest.
         lock: The descriptor of the results folder's lock, which the caller holds.
+        isolate: Whether losses from outside this package are trained in a group of their own.
     """
 
     config: Config
     results: Path
     command: Sequence[str]
     lock: int
+    isolate: bool = False
 
 
 class Launcher(Protocol):
@@ -48,8 +50,10 @@ class InProcess:
     def run(self, job: Job, progress: Progress) -> ResultsFolder:
         """Run it here."""
         from prefopt.comparison.runner import work
+        from prefopt.comparison.seed_group import Partition
 
-        return work(job.config, results=job.results, command=job.command, progress=progress)
+        partition = Partition(isolate=job.isolate)
+        return work(job.config, results=job.results, command=job.command, progress=progress, partition=partition)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,6 @@ class Supervised:
     def run(self, job: Job, progress: Progress) -> ResultsFolder:
         """Run it there."""
         supervisor = Supervisor(
-            job.config, job.results, job.command, self.plugins, progress, job.lock, hang_after=self.hang_after
+            job.config, job.results, job.command, self.plugins, progress, job.lock, self.hang_after, job.isolate
         )
         return supervisor.run()

@@ -24,6 +24,7 @@ class Request:
         threads: Of torch.
         skip: Variants and seeds to leave out.
         alone: Seeds whose variants are trained one after the other.
+        isolate: Whether losses from outside this package are trained in a group of their own.
     """
 
     events: int
@@ -35,6 +36,7 @@ class Request:
     threads: int
     skip: Sequence[tuple[str, int]]
     alone: Sequence[int]
+    isolate: bool
 
     def encode(self) -> bytes:
         """As one line."""

@@ -47,6 +47,7 @@ class Supervisor:
         progress: Hears what the worker says.
         descriptor: Of the folder's lock, which the worker holds as well: it is free only when both have ended.
         hang_after: Seconds without a sign of life after which the worker is taken for hung; 0 for never.
+        isolate: Whether losses from outside this package are trained in a group of their own.
     """
 
     config: Config
@@ -56,6 +57,7 @@ class Supervisor:
     progress: Progress
     descriptor: int
     hang_after: float = HANG_AFTER_S
+    isolate: bool = False
     skip: set[tuple[str, int]] = field(default_factory=set)
     alone: set[int] = field(default_factory=set)
     deaths: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -156,6 +158,7 @@ class Supervisor:
             threads=torch.get_num_threads(),
             skip=sorted(self.skip),
             alone=sorted(self.alone),
+            isolate=self.isolate,
         )
 
     def _listen(self, worker: WorkerProcess) -> str | None:

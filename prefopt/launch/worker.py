@@ -73,6 +73,7 @@ def _work(request: Request, sender: Sender) -> None:
     import torch
 
     from prefopt.comparison.runner import work
+    from prefopt.comparison.seed_group import Partition
     from prefopt.config.load import load_plugins
     from prefopt.config.schema import Config
 
@@ -83,8 +84,7 @@ def _work(request: Request, sender: Sender) -> None:
         results=Path(request.results),
         command=request.command,
         progress=sender,
-        skip=set(request.skip),
-        alone=set(request.alone),
+        partition=Partition(set(request.skip), set(request.alone), request.isolate),
     )
 
 

@@ -29,7 +29,7 @@ def test_a_message_arrives_as_it_was_sent(message: Message) -> None:
 
 
 def test_a_request_arrives_as_it_was_sent() -> None:
-    request = Request(5, 6, {"name": "mine"}, "results", ["prefopt"], ["mine.py"], 2, [("dpo", 1)], [0])
+    request = Request(5, 6, {"name": "mine"}, "results", ["prefopt"], ["mine.py"], 2, [("dpo", 1)], [0], True)
     assert Request.decode(request.encode()) == request
 
 
