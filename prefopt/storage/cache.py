@@ -43,12 +43,27 @@ def kept_folder(path: Path, fill: Callable[[Path], None]) -> Path:
         MachineError: If it cannot be written.
     """
     durable.make_folder(path.parent)
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        if path.is_dir():
-            try:
-                folders.check_folder(path)
-            except durable.DamagedError:
-                durable.set_aside(path)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire()
+    except OSError as problem:
+        if _is_whole(path):
+            return path  # of a cache that can be read and not written
+        raise durable.refused("write", path, problem) from None
+    try:
+        if path.is_dir() and not _is_whole(path):
+            durable.set_aside(path)
         if not path.is_dir():
             folders.fill_folder(path, fill, manifest=True)
+    finally:
+        lock.release()
     return path
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a kept folder is there, as it was written."""
+    try:
+        folders.check_folder(path)
+    except durable.DamagedError:
+        return False
+    return True

@@ -119,10 +119,10 @@ def require_no_links(root: Path) -> None:
     Raises:
         UsageError: Naming the link.
     """
-    for pattern in ("", "*", "runs/*", "runs/*/*", "runs/*/*/*"):
-        for path in root.glob(pattern) if pattern else [root]:
-            if path.is_symlink():
-                raise UsageError(f"{path} is a link to somewhere else; remove it, or choose another --name")
+    below = (Path(folder) / name for folder, folders, files in os.walk(root) for name in (*folders, *files))
+    for path in (root, *below):
+        if path.is_symlink():
+            raise UsageError(f"{path} is a link to somewhere else; remove it, or choose another --name")
 
 
 def require_room(root: Path, needed: int) -> None:
