@@ -11,15 +11,20 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import forks
 import pytest
-from rig import Rig
+from rig import Rig, contents
 from test_comparison import FULL, PART, again
 
+from prefopt.comparison import runner
+from prefopt.contract.registry import register
+from prefopt.losses import DPO
+from prefopt.runtime.progress import Silent
 from prefopt.storage import durable
 
 GONE = "was removed, moved or replaced while this command used it"
@@ -76,6 +81,36 @@ def test_beginnings_without_a_manifest_are_gone_on_with(rig: Rig, place: Path, s
 
     wrong = forks.trials(trial, range(times))
     assert not wrong, "\n".join(wrong)
+
+
+def test_a_group_of_their_own_changes_no_byte(rig: Rig, place: Path) -> None:
+    """Foreign losses train after all others are written; every run is as it is in one group, and without them."""
+
+    @register("foreign")
+    @dataclass(frozen=True)
+    class Foreign(DPO):
+        """DPO, from elsewhere."""
+
+    names = ["dpo", "foreign", "ipo"]
+
+    def work(isolate: bool, variants: list[str]) -> list[str]:
+        order: list[str] = []
+        durable.hook = lambda kind, path: order.append(path.parts[-3]) if path.name == "run.json" else None
+        config = rig.configured(variants=[{"loss": name} for name in variants], seeds=[0])
+        runner.compare(config, results=Path("results"), progress=Silent(), isolate=isolate)
+        return list(dict.fromkeys(order))
+
+    cases = {"together": (False, names), "apart": (True, names), "without": (True, ["dpo", "ipo"])}
+    orders = {}
+    for name, case in cases.items():
+        out = forks.run(rig.enter(place / name, lambda case=case: work(*case)))
+        assert out.status == 0, out.said
+        orders[name] = out.value
+    assert orders["together"] == ["dpo", "foreign", "ipo", "reference"]
+    assert orders["apart"] == ["dpo", "ipo", "foreign", "reference"]
+    runs = {name: contents(place / name / "results" / "mine" / "runs") for name in cases}
+    assert runs["apart"] == runs["together"]
+    assert runs["without"] == {path: sha for path, sha in runs["apart"].items() if not path.startswith("foreign/")}
 
 
 def test_two_comparisons_fill_one_cold_cache(rig: Rig, place: Path) -> None:

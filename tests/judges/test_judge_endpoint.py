@@ -12,6 +12,7 @@ import chat_server
 import judged
 import pytest
 import transformers
+from command import wait_for
 
 from prefopt.errors import IncompleteError, MachineError, UsageError
 from prefopt.judges import Cache, EndpointJudge, JudgeRequest, Limits, judging
@@ -109,6 +110,17 @@ def test_server_that_never_answers_ends_it_at_the_first_question(client: Endpoin
     with pytest.raises(MachineError, match=r"127\.0\.0\.1 does not answer \(status 503\)"):
         ask(client, 20)
     assert client.calls == 3
+
+
+def test_a_reply_is_kept_as_it_arrives_whatever_the_caller_does(client: EndpointJudge, server) -> None:
+    """What is paid for is on disk before the caller comes back for it: it may be killed meanwhile."""
+    kept: list[Shown] = []
+    client.keep = lambda question, verdict: kept.append(question)
+    verdicts = client.ask(some(20))
+    for _ in range(2):
+        next(verdicts)
+    wait_for(lambda: len(server.requests) == len(kept) == 1 + client.limits.concurrency, 10)
+    verdicts.close()
 
 
 def test_slow_drip_ends_at_the_deadline(client: EndpointJudge, server) -> None:
