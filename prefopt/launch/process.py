@@ -35,6 +35,7 @@ class WorkerProcess:
 
     Attributes:
         printed: Lines that it has printed last.
+        has_spoken: Whether a message of it was read: from its first one on it knows what to do with signals.
     """
 
     def __init__(self, request: Callable[[int], bytes], lock: int) -> None:
@@ -51,6 +52,7 @@ class WorkerProcess:
         self._request = request(messages)
         self._rest = {self._messages: b"", self._output: b""}
         self.printed: deque[str] = deque(maxlen=KEPT_LINES)
+        self.has_spoken = False
         self._selector = selectors.DefaultSelector()
         for pipe in self._rest:
             self._selector.register(pipe, selectors.EVENT_READ)
@@ -92,6 +94,7 @@ class WorkerProcess:
             else:
                 printed += [line[:LONGEST_LINE].decode("utf-8", "replace") for line in lines]
         self.printed.extend(printed)
+        self.has_spoken = self.has_spoken or bool(messages)
         return messages, printed
 
     def read_rest(self) -> tuple[list[bytes], list[str]]:

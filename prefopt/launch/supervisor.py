@@ -219,12 +219,12 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def _pass_on_signals(self) -> None:
-        """Send the worker every signal that it was not sent yet."""
+        """Send the worker every signal that it was not sent yet; one that has not begun is simply ended."""
         while self.worker is not None and self.passed_on < len(self.signals):
             number = self.signals[self.passed_on]
             again = number == signal.SIGINT and number in self.signals[: self.passed_on]
             self.passed_on += 1
-            self.worker.send(signal.SIGKILL if again else number)
+            self.worker.send(signal.SIGKILL if again or not self.worker.has_spoken else number)
 
 
 def _death(code: int) -> str:

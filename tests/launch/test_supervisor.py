@@ -114,17 +114,24 @@ def test_a_signal_while_the_worker_is_made_is_handed_on(make: Make, monkeypatch:
 
 
 def test_a_signal_is_handed_on_and_the_worker_says_how_it_ended(make: Make) -> None:
-    text = f"""
+    text = """
 def stop(number, frame):
     send("end", how="stopped", code=int(number), text="stopped after step 4")
     sys.exit(0)
 signal.signal(signal.SIGHUP, stop)
-send("say", text="ready")
-os.kill({os.getpid()}, signal.SIGHUP)
+send("at", seed=1, variants=["dpo"], step=4)
 time.sleep(60)
 """
+
+    class Hangup(Heard):
+        def at(self, seed: int, variants: object, step: int) -> None:
+            if step == 4:
+                os.kill(os.getpid(), signal.SIGHUP)
+
+    one = make(text)
+    one.progress = Hangup()
     with pytest.raises(Stopped, match="stopped after step 4") as caught:
-        make(text).run()
+        one.run()
     assert caught.value.exit_code == 129
 
 
