@@ -8,12 +8,14 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from prefopt import stats
 from prefopt.analysis import verdicts, winrates
+from prefopt.analysis.board import leaderboard, seed_table
 from prefopt.analysis.cautions import warnings
 from prefopt.analysis.checks import soundness
+from prefopt.analysis.exposure import exposure
+from prefopt.analysis.health import health
 from prefopt.analysis.heldout import heldout_tables
 from prefopt.analysis.judges import judge_quality
 from prefopt.analysis.load import Comparison, Scores
@@ -23,11 +25,12 @@ from prefopt.analysis.policies import (
     cost,
     divergence,
     frontier,
-    number,
     rewards,
     text_quality,
     trajectories,
 )
+from prefopt.analysis.ranking import ranking, ranking_answers
+from prefopt.analysis.recommendation import recommendation
 from prefopt.analysis.selftest import selftest_facts
 from prefopt.analysis.sentences import answers, comparison_sentence, pair_context, reference_context, run_outcome
 from prefopt.storage import hashing, results, schema
@@ -38,8 +41,12 @@ DELTA = 0.02
 Row = dict[str, Any]
 
 
-def analyse(comparison: Comparison) -> Row:
+def analyse(comparison: Comparison, *, running: bool = False) -> Row:
     """Compute the report of one comparison.
+
+    Args:
+        comparison: A loaded results folder.
+        running: Another process is at work in it.
 
     Returns:
         Plain values only, ready for ``results.write_json``; no text of prompts or samples among them.
@@ -52,6 +59,7 @@ def analyse(comparison: Comparison) -> Row:
     results: Row = {
         "schema": SCHEMA,
         "name": manifest.name or comparison.root.name,
+        "running": running,
         "settings": {"alpha": verdicts.ALPHA, "delta": delta},
         "setup": _setup(comparison, judge),
         "variants": _variants(comparison),
@@ -60,21 +68,26 @@ def analyse(comparison: Comparison) -> Row:
         "rewards": rewards(cells, names),
         "kl": divergence(cells, comparison.scores, names),
         "text": text_quality(comparison, cells, names),
+        "health": health(comparison, names),
+        "exposure": exposure(comparison),
         "cost": cost(comparison, names),
         "trajectories": trajectories(comparison, names),
         "selftest": selftest_facts(comparison.selftest),
         "condition_fields": list(NAMES),
         "conditions": _conditions(comparison),
         **heldout_tables(comparison.pairs, names),
+        "ranking": ranking(comparison, names),
         **_judged(comparison, cells, judge, names, delta),
     }
     _add_frontier(results, comparison, cells, names)
+    _mark_broken(results)
     _add_sentences(results)
-    results["leaderboard"] = _leaderboard(comparison, results)
-    results["seed_table"] = _seed_table(comparison, results)
+    results["leaderboard"] = leaderboard(comparison, results)
+    results["seed_table"] = seed_table(comparison, results)
     results["checks"] = soundness(comparison, results)
     results["warnings"] = warnings(results)
-    results["answers"] = answers(results)
+    results["answers"] = [*answers(results), *([] if judge else ranking_answers(results))]
+    results["recommendation"] = recommendation(results)
     return results
 
 
@@ -105,19 +118,21 @@ def _judged(comparison: Comparison, cells: Cells, judge: str | None, names: Sequ
     if judge is None:
         return results
     scores = Scores(comparison.judgements[comparison.judgements["judge"] == judge])
-    against = verdicts.compare(comparison, scores, [(name, schema.REFERENCE) for name in names], delta)
+    trusted = not judges[0]["problems"]
+    matches = [(name, schema.REFERENCE) for name in names]
+    against = verdicts.compare(comparison, scores, matches, delta, trusted=trusted)
     against.sort(key=lambda row: (row["verdict"] == "INCOMPLETE", -row["value"]))
     judged = [row["a"] for row in against]
     order = [*judged, *(name for name in names if name not in judged)]
     results["versus_reference"] = against
-    results["pairs"] = verdicts.every_pair(comparison, scores, order, delta)
+    results["pairs"] = verdicts.every_pair(comparison, scores, order, delta, trusted=trusted)
     results["families"] = verdicts.families(against, results["pairs"])
     results["matrix"] = winrates.matrix(
         [name for name in order if any(name in (row["a"], row["b"]) for row in [*against, *results["pairs"]])],
         against,
         results["pairs"],
     )
-    results["ratings"], results["misfit"] = winrates.ratings(comparison, scores, order)
+    results["ratings"], results["misfit"] = winrates.ratings(comparison, scores, order, ranked=trusted)
     results["length_control"] = winrates.length_control(scores, cells, judged)
     results["power"] = winrates.power(scores, against)
     return results
@@ -160,7 +175,7 @@ def _variants(comparison: Comparison) -> list[Row]:
     described = {str(entry["variant"]): entry for entry in comparison.manifest.variants}
     rows = []
     for name in comparison.variants:
-        entry = described.get(name, {})
+        entry = described.get(name) or _from_a_run(comparison, name)
         spec = dict(entry.get("spec", {}))
         rate = entry.get("learning_rate")
         rows.append(
@@ -168,6 +183,7 @@ def _variants(comparison: Comparison) -> list[Row]:
                 "variant": name,
                 "loss": str(entry.get("loss", spec.get("loss", "?"))),
                 "hyperparameters": ", ".join(f"{key}={value}" for key, value in spec.items() if key != "loss"),
+                "settings": {**{key: value for key, value in spec.items() if key != "loss"}, "learning rate": rate},
                 "learning_rate": "–" if rate is None else f"{rate:g}",
                 "source": str(entry.get("source", "")),
                 "summary": str(entry.get("summary", "")),
@@ -181,6 +197,12 @@ def _variants(comparison: Comparison) -> list[Row]:
     return rows
 
 
+def _from_a_run(comparison: Comparison, name: str) -> Row:
+    """What a run's own record says of a variant that the manifest does not describe."""
+    records = [run for (variant, _), run in sorted(comparison.runs.items()) if variant == name and run.loss]
+    return {"spec": records[0].loss, "learning_rate": records[0].learning_rate} if records else {}
+
+
 def _runs(comparison: Comparison) -> list[Row]:
     return [
         {
@@ -190,7 +212,7 @@ def _runs(comparison: Comparison) -> list[Row]:
             "outcome": run_outcome(comparison.status(name, seed), comparison.runs.get((name, seed))),
         }
         for name in comparison.variants
-        for seed in comparison.seeds
+        for seed in comparison.planned[name]
     ]
 
 
@@ -204,21 +226,34 @@ def _conditions(comparison: Comparison) -> list[Row]:
 
 def matched_kl(comparison: Comparison, cells: Cells) -> list[Row]:
     """Difference of gold rewards of every two finished variants at the largest KL that both reach."""
-    reference = cells.get(schema.REFERENCE, "reward")
-    if reference is None or len(comparison.seeds) < 2:
+    if cells.get(schema.REFERENCE, "reward") is None:
         return []
-    curves = {}
-    for name in comparison.variants:
-        reward, kl = cells.get(name, "reward"), cells.get(name, "kl")
-        if reward is not None and kl is not None and comparison.is_complete(name):
-            per_seed = np.nanmean(kl, axis=1)
-            curves[name] = (np.stack([np.zeros_like(per_seed), per_seed]), np.stack([reference, reward]))
     rows = []
-    for a, b in combinations(curves, 2):
-        matched = stats.reward_at_matched_kl(*curves[a], *curves[b])
-        if matched is not None:
-            rows.append({"a": a, "b": b, "at": matched.at, "difference": as_interval(matched.difference)})
+    for a, b in combinations(filter(comparison.is_complete, comparison.variants), 2):
+        seeds = sorted({*comparison.complete_seeds(a)} & {*comparison.complete_seeds(b)})
+        curves = [_reward_curve(cells, name, seeds) for name in (a, b)] if len(seeds) > 1 else []
+        known = [curve for curve in curves if curve is not None]
+        results = stats.reward_at_matched_kl(*known[0], *known[1]) if len(known) == 2 else None
+        if results is not None:
+            rows.append({"a": a, "b": b, "at": results.at, "difference": as_interval(results.difference)})
     return rows
+
+
+def _reward_curve(cells: Cells, name: str, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray] | None:
+    """(2, S) KL and (2, S, N) rewards from the reference to a variant, or None where either is unknown."""
+    columns = ((schema.REFERENCE, "reward"), (name, "reward"), (name, "kl"))
+    reference, reward, kl = (cells.get(variant, column, seeds) for variant, column in columns)
+    if reference is None or reward is None or kl is None:
+        return None
+    per_seed = np.nanmean(kl, axis=1)
+    return np.stack([np.zeros_like(per_seed), per_seed]), np.stack([reference, reward])
+
+
+def _mark_broken(results: Row) -> None:
+    """Say beside every comparison which of the two writes text that is broken."""
+    brief = {row["variant"]: row["brief"] for row in results["health"] if row["brief"]}
+    for row in (*results["versus_reference"], *results["pairs"]):
+        row["broken"] = {name: brief[name] for name in (row["a"], row["b"]) if name in brief}
 
 
 def _add_sentences(results: Row) -> None:
@@ -239,62 +274,3 @@ def _add_sentences(results: Row) -> None:
             turned = {"value": -at["difference"]["value"], "low": -high, "high": -low}
             at = {**at, "difference": turned}
         row["sentence"] = comparison_sentence(row) + pair_context(at, settled=row["verdict"] == "BETTER")
-
-
-def _leaderboard(comparison: Comparison, results: Mapping[str, Any]) -> list[Row]:
-    """One row a variant, by win rate where there is one; variants that did not finish come last."""
-    by = {
-        key: {row["variant"]: row for row in results[key]}
-        for key in ("rewards", "kl", "text", "cost", "margins", "ratings", "length_control")
-    }
-    wins = {row["a"]: row for row in results["versus_reference"]}
-    rows = []
-    for entry in results["variants"]:
-        name = entry["variant"]
-        win = wins.get(name, {})
-        rows.append(
-            {
-                "variant": name,
-                "hyperparameters": entry["hyperparameters"],
-                "learning_rate": entry["learning_rate"],
-                "complete": entry["complete"],
-                "seeds": _finished(entry["finished"], len(comparison.seeds)),
-                "verdict": win.get("verdict", "INCOMPLETE" if not entry["complete"] else None),
-                "win_rate": win.get("win_rate"),
-                "mde": win.get("mde"),
-                "controlled": by["length_control"].get(name, {}).get("controlled_interval"),
-                "rank": by["ratings"].get(name, {}).get("rank"),
-                "reward": by["rewards"].get(name, {}).get("gain"),
-                "kl": by["kl"].get(name, {}).get("kl"),
-                "accuracy": by["margins"].get(name, {}).get("accuracy"),
-                "length": by["text"].get(name, {}).get("ratio"),
-                "train_s": by["cost"].get(name, {}).get("train_s"),
-            }
-        )
-    return sorted(rows, key=lambda row: (not row["complete"], -(row["win_rate"] or {"value": 0.0})["value"]))
-
-
-def _finished(count: int, planned: int) -> str:
-    return f"{count}/{planned}" if count == planned else f"n = {count}/{planned} INCOMPLETE"
-
-
-def _seed_table(comparison: Comparison, results: Mapping[str, Any]) -> list[Row]:
-    points = {(point["variant"], point["seed"]): point for point in results["frontier"]["points"]}
-    heldout = comparison.history[comparison.history["split"] == "heldout"].sort_values("step")
-    last = {key: frame.iloc[-1] for key, frame in heldout.groupby(["variant", "seed"])}
-    rows = []
-    for run in results["runs"]:
-        key = (run["variant"], run["seed"])
-        point, end = points.get(key, {}), last.get(key, pd.Series(dtype=float))
-        rows.append(
-            {
-                "variant": run["variant"],
-                "seed": str(run["seed"]),
-                "status": run["outcome"],
-                **{column: point.get(column) for column in ("win_rate", "reward", "kl")},
-                "loss": number(end.get("loss")),
-                "margin": number(end.get("logratio/margins")),
-                "train_s": number(comparison.runs[key].cost.get("train_s")) if key in comparison.runs else None,
-            }
-        )
-    return rows

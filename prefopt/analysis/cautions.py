@@ -16,9 +16,10 @@ UNFINISHED_ALARM = 0.5
 FEW_SEEDS = 5
 
 
-def warnings(results: Row) -> list[dict[str, str]]:
+def warnings(results: Row) -> list[dict[str, Any]]:
     """What limits the conclusions, gravest first: {level: danger | warn | note, title, text}."""
     cautions = [
+        *_broken_warnings(results),
         *_run_warnings(results),
         *_check_warnings(results),
         *_judge_warnings(results),
@@ -28,11 +29,30 @@ def warnings(results: Row) -> list[dict[str, str]]:
     return sorted(cautions, key=lambda warning: order[warning["level"]])
 
 
-def _warning(level: str, title: str, text: str) -> dict[str, str]:
+def _warning(level: str, title: str, text: str) -> dict[str, Any]:
     return {"level": level, "title": title, "text": text}
 
 
-def _run_warnings(results: Row) -> list[dict[str, str]]:
+def _broken_warnings(results: Row) -> list[dict[str, Any]]:
+    """Variants whose samples are no text any more, with the names for the page to show samples of."""
+    broken = [row for row in results["health"] if row["problems"]]
+    if not broken:
+        return []
+    said = [f"{row['variant']}{_where(row)}: {', '.join(row['problems'])}" for row in broken[:8]]
+    more = f"; and {len(broken) - 8} more" if len(broken) > 8 else ""
+    text = (
+        f"{'; '.join(said)}{more}. Training has broken them, and a win rate, an accuracy or a margin of theirs is that "
+        "of broken text. Usual cures are a lower learning rate, fewer steps and a stronger pull to the reference."
+    )
+    names = [row["variant"] for row in broken]
+    return [{**_warning("danger", f"Broken models: {listed(names, 8)}", text), "variants": names}]
+
+
+def _where(row: Row) -> str:
+    return "" if row["all_seeds"] else f" at seed {listed([str(seed) for seed in row['seeds']])}"
+
+
+def _run_warnings(results: Row) -> list[dict[str, Any]]:
     cautions = []
     seeds = len(results["seeds"])
     if seeds == 1:
@@ -45,6 +65,19 @@ def _run_warnings(results: Row) -> list[dict[str, str]]:
             )
         )
     bad = [run for run in results["runs"] if run["status"] != "complete"]
+    absent = [run for run in bad if run["status"] == "missing"] if results["running"] else []
+    if absent:
+        total = len(results["runs"])
+        cautions.append(
+            _warning(
+                "warn",
+                f"Still running: {total - len(absent)} of {counted(total, 'run')} so far",
+                "The comparison is under way, and this page shows what has finished. Variants with runs to come are "
+                "INCOMPLETE and not ranked; `prefopt report` shows the next state, and the comparison writes the whole "
+                "report when it ends.",
+            )
+        )
+    bad = [run for run in bad if run not in absent]
     if bad:
         detail = "; ".join(f"{run['variant']} seed {run['seed']} {run['outcome']}" for run in bad[:12])
         more = f"; and {len(bad) - 12} more" if len(bad) > 12 else ""
@@ -60,18 +93,23 @@ def _run_warnings(results: Row) -> list[dict[str, str]]:
         shown = listed([f"{counted(count, 'run')} of {name}" for name, count in unknown.items()], 4)
         cautions.append(_warning("note", "Cost unknown", f"cost.json is gone from {shown}; means are over the others."))
     if 1 < seeds < FEW_SEEDS:
+        verdicts = {row["verdict"] for row in (*results["versus_reference"], *results["pairs"])}
         cautions.append(
             _warning(
                 "warn",
                 f"Only {seeds} seeds",
-                "Five or more are advised: with so few, two training runs that happen to differ widen every interval. "
-                "INCONCLUSIVE means that the data cannot say, not that two losses are equal.",
+                "Five or more are advised: with so few, two training runs that happen to differ widen every interval."
+                + (
+                    " INCONCLUSIVE means that the data cannot say, not that two losses are equal."
+                    if "INCONCLUSIVE" in verdicts
+                    else ""
+                ),
             )
         )
     return cautions
 
 
-def _check_warnings(results: Row) -> list[dict[str, str]]:
+def _check_warnings(results: Row) -> list[dict[str, Any]]:
     failed = selftest_failures(results)
     cautions = [
         _warning("danger", "Self-test failed", f"{listed(failed, 4)}. Verdicts of this code are not to be trusted.")
@@ -83,7 +121,7 @@ def _check_warnings(results: Row) -> list[dict[str, str]]:
     ]
 
 
-def _judge_warnings(results: Row) -> list[dict[str, str]]:
+def _judge_warnings(results: Row) -> list[dict[str, Any]]:
     cautions = []
     if results["setup"]["judge"] is None:
         cautions.append(
@@ -106,7 +144,12 @@ def _judge_warnings(results: Row) -> list[dict[str, str]]:
         if row["invalid_share"] and row["invalid_share"] > INVALID_ALARM
     )
     cautions.extend(
-        _warning("danger", f"Judge {row['judge']} is unreliable", "; ".join(row["problems"]) + ".")
+        _warning(
+            "danger",
+            f"Judge {row['judge']} is not to be trusted",
+            "; ".join(row["problems"])
+            + (". Its win rates are shown, and no verdict." if row["judge"] == results["setup"]["judge"] else "."),
+        )
         for row in results["judges"]
         if row["problems"]
     )
@@ -133,7 +176,22 @@ def _withheld(results: Row) -> str:
     return f" That takes the verdict from {listed(lost, 6)}." if lost else ""
 
 
-def _data_warnings(results: Row) -> list[dict[str, str]]:
+def _exposure_warnings(seen: Row | None) -> list[dict[str, Any]]:
+    """Where runs end before they have seen every pair once."""
+    if seen is None or seen["seen"] >= seen["train_pairs"]:
+        return []
+    most = seen["share"] < 0.5
+    return [
+        _warning(
+            "warn" if most else "note",
+            f"Trained on {percent(seen['share'], 0)} of the pairs",
+            f"A run took {seen['seen']} of the {seen['train_pairs']} training pairs ({seen['epochs']:.2f} epochs); the "
+            "others were never trained on. More steps, or more pairs a step, use them.",
+        )
+    ]
+
+
+def _data_warnings(results: Row) -> list[dict[str, Any]]:
     cautions = []
     data = results["setup"]["data"]
     cut = (data.get("truncated_chosen") or 0) + (data.get("truncated_rejected") or 0)
@@ -143,6 +201,7 @@ def _data_warnings(results: Row) -> list[dict[str, str]]:
                 "note", "Truncated responses", f"{counted(cut, 'response')} of the pairs were cut at the length limit."
             )
         )
+    cautions.extend(_exposure_warnings(results["exposure"]))
     if data.get("dropped_rows"):
         cautions.append(
             _warning("note", "Dropped rows", f"{counted(data['dropped_rows'], 'row')} of the data could not be used.")

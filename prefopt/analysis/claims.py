@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 
 from prefopt import stats
-from prefopt.analysis.load import judges_in_order
+from prefopt.analysis.leading import judges_in_order
 from prefopt.errors import ClaimError, UsageError, did_you_mean
+from prefopt.storage.records import Manifest
 from prefopt.storage.results import ResultsFolder
 from prefopt.storage.schema import REFERENCE
 
@@ -106,31 +107,34 @@ def _number(text: str) -> float | None:
 
 
 def check(folder: ResultsFolder, claims: Sequence[Claim]) -> list[Outcome]:
-    """Look claims up in a folder's judgements: the gold reward's where there are any, else the first judge's by name.
+    """Look claims up in a folder's judgements: those of the judge that leads its report.
 
     Raises:
         ClaimError: If a claim cannot be looked up, because nothing was judged or a variant has not finished.
     """
     frame = folder.judgements()
-    judge = next(iter(judges_in_order(frame)), None)
+    judge = next(iter(judges_in_order(folder, frame)), None)
     if judge is None:
         raise ClaimError(
             f"{folder.root}: no claim can be checked, since no judge compared the samples; judge them first"
         )
     frame = frame[(frame["judge"] == judge) & (frame["opponent"] == REFERENCE)]
-    planned = list(folder.manifest().seeds)
-    return [_outcome(claim, frame, planned) for claim in claims]
+    manifest = folder.manifest()
+    return [_outcome(claim, frame, manifest) for claim in claims]
 
 
-def _outcome(claim: Claim, frame: pd.DataFrame, planned: Sequence[int]) -> Outcome:
+def _outcome(claim: Claim, frame: pd.DataFrame, manifest: Manifest) -> Outcome:
     for name in sorted(claim.names):
         there = frame[(frame["variant"] == name) & (frame["n"] > 0)]["seed"].unique()
-        lacking = sorted(set(planned) - set(map(int, there)))
+        lacking = sorted({*manifest.planned_seeds(name)} - {*map(int, there)})
         if lacking or not len(there):
             where = f" at seed {lacking[0]}" if lacking else ""
             raise ClaimError(f'"{claim.text}" cannot be checked: {name} has no win rate{where}')
-    scores = frame[frame["variant"].isin(claim.names) & frame["seed"].isin(planned)]
-    wide = scores.pivot(index=["seed", "prompt_id"], columns="variant", values="score").dropna()
+    wide = (
+        frame[frame["variant"].isin(claim.names)]
+        .pivot(index=["seed", "prompt_id"], columns="variant", values="score")
+        .dropna()
+    )
     left, right = (_values(side, wide) for side in (claim.left, claim.right))
     cells = stats.to_cells(left - right, wide.index.get_level_values(0), wide.index.get_level_values(1))[0]
     difference = stats.two_way(cells)

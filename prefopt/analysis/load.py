@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from prefopt import stats
+from prefopt.analysis.leading import judge_facts, judges_in_order
 from prefopt.errors import UsageError
 from prefopt.storage import results, schema
 from prefopt.storage.records import Manifest, RunRecord, check_conditions
@@ -26,7 +27,8 @@ class Comparison:
         root: The results folder.
         manifest: As written by the comparison.
         variants: Planned variants in the manifest's order, without the reference.
-        seeds: Planned seeds, ascending.
+        seeds: Planned seeds of any variant, ascending.
+        planned: The seeds that each variant was planned at, ascending.
         runs: The record of every run by (variant, seed).
         reference: The reference's, by seed.
         history, pairs, scores, samples: Tidy frames of complete runs (history: of diverged ones too).
@@ -38,6 +40,7 @@ class Comparison:
     manifest: Manifest
     variants: tuple[str, ...]
     seeds: tuple[int, ...]
+    planned: Mapping[str, tuple[int, ...]]
     runs: Mapping[tuple[str, int], RunRecord]
     reference: Mapping[int, RunRecord]
     history: pd.DataFrame
@@ -54,7 +57,7 @@ class Comparison:
 
     def complete_seeds(self, variant: str) -> list[int]:
         """The planned seeds at which this variant finished."""
-        return [seed for seed in self.seeds if self.status(variant, seed) == "complete"]
+        return [seed for seed in self.planned[variant] if self.status(variant, seed) == "complete"]
 
     def finished_runs(self, variant: str) -> list[RunRecord]:
         """The record of every planned seed that finished, the reference's too."""
@@ -64,23 +67,15 @@ class Comparison:
 
     def is_complete(self, variant: str) -> bool:
         """Whether it finished at every planned seed; nothing is claimed about one that did not."""
-        return len(self.complete_seeds(variant)) == len(self.seeds)
+        return len(self.complete_seeds(variant)) == len(self.planned[variant])
 
     def judges(self) -> list[str]:
-        """Its judges, as ``judges_in_order``."""
-        return judges_in_order(self.judgements)
+        """Its judges, the one whose verdicts count first."""
+        return judges_in_order(results.ResultsFolder(self.root), self.judgements)
 
     def judge_facts(self) -> dict[str, dict[str, Any]]:
         """What each judge's own run found about it (``judge.json``), by the judge's name."""
-        folder = results.ResultsFolder(self.root)
-        each = [folder.read_json(path) for path in sorted(self.root.glob("judge/*/judge.json"))]
-        return {str(facts["judge"]): facts for facts in each if "judge" in facts}
-
-
-def judges_in_order(judgements: pd.DataFrame) -> list[str]:
-    """The judges of JUDGEMENT_COLUMNS, the gold reward first and the others by name; the first one's verdicts count."""
-    judges = {str(judge) for judge in judgements["judge"].unique()}
-    return sorted(judges, key=lambda judge: (judge != schema.ORACLE, judge))
+        return judge_facts(results.ResultsFolder(self.root))
 
 
 def load(root: Path) -> Comparison:
@@ -96,7 +91,8 @@ def load(root: Path) -> Comparison:
     written = folder.runs()
     runs = {key: run for key, run in written.items() if key[0] != schema.REFERENCE}
     variants = tuple(dict.fromkeys([*manifest.variant_names, *sorted(variant for variant, _ in runs)]))
-    seeds = tuple(sorted({*manifest.seeds, *(seed for _, seed in runs)}))
+    planned = {name: _planned(manifest, runs, name) for name in variants}
+    seeds = tuple(sorted({*manifest.seeds, *(seed for _, seed in runs), *sum(planned.values(), ())}))
     if not any(run.is_complete for run in runs.values()):
         raise UsageError(f"{root}: no run has finished, so there is nothing to report; run the comparison again")
     check_conditions(runs)
@@ -109,6 +105,7 @@ def load(root: Path) -> Comparison:
         manifest=manifest,
         variants=variants,
         seeds=seeds,
+        planned=planned,
         runs=runs,
         reference={seed: run for (name, seed), run in written.items() if name == schema.REFERENCE},
         history=_only(history, set(runs)),
@@ -118,6 +115,12 @@ def load(root: Path) -> Comparison:
         judgements=_judgements(folder, done),
         selftest=_selftest(folder),
     )
+
+
+def _planned(manifest: Manifest, runs: Mapping[tuple[str, int], RunRecord], variant: str) -> tuple[int, ...]:
+    """The seeds that a variant was planned at, and those it ran at beyond them."""
+    ran = {seed for name, seed in runs if name == variant}
+    return tuple(sorted({*manifest.planned_seeds(variant), *ran}))
 
 
 def _only(frame: pd.DataFrame, keys: set[tuple[str, int]]) -> pd.DataFrame:

@@ -32,24 +32,28 @@ def as_interval(estimate: stats.Estimate) -> dict[str, float | None]:
     return {"value": number(estimate.value), "low": number(estimate.low), "high": number(estimate.high)}
 
 
-def interval(values: np.ndarray) -> dict[str, float | None]:
-    """Two-way clustered mean and 95 % interval of (S, N) values over seeds and prompts, NaN where missing."""
+def interval(values: np.ndarray, scale: stats.Scale = "linear") -> dict[str, float | None]:
+    """Two-way clustered mean and 95 % interval of (S, N) values over seeds and prompts, NaN where missing.
+
+    On the logarithmic scale, which is for numbers of at least 0, what rounding has put below 0 counts as 0.
+    """
+    values = np.maximum(values, 0.0) if scale == "log" else values
     known = values[~np.isnan(values)]
     if len(known) < 2:
         return {"value": number(known[0]) if len(known) else None, "low": None, "high": None}
-    return as_interval(stats.two_way(values))
+    return as_interval(stats.two_way(values, scale=scale))
 
 
 class Cells:
     """Means of the columns of ``scores.parquet`` for each (variant, seed, prompt)."""
 
-    COLUMNS = ("reward", "kl", "n_tokens", "finished")
+    SCALES: Mapping[str, stats.Scale] = {"reward": "linear", "kl": "log", "n_tokens": "log", "finished": "logit"}
 
     def __init__(self, scores: pd.DataFrame) -> None:
         self.seeds = sorted(scores["seed"].unique())
         self.prompts = sorted(scores["prompt_id"].unique())
         frame = scores.assign(finished=scores["finished"].astype(float))
-        self._means = frame.groupby(["variant", "seed", "prompt_id"])[list(self.COLUMNS)].mean()
+        self._means = frame.groupby(["variant", "seed", "prompt_id"])[list(self.SCALES)].mean()
         self._names = set(scores["variant"])
 
     def get(
@@ -83,7 +87,7 @@ class Cells:
     def interval(self, variant: str, column: str) -> dict[str, float | None]:
         """Mean and interval of a column, all None where nothing is known."""
         values = self.get(variant, column)
-        return dict(NOTHING) if values is None else interval(values)
+        return dict(NOTHING) if values is None else interval(values, self.SCALES[column])
 
     def change(self, variant: str, opponent: str, column: str) -> dict[str, float | None]:
         """Mean and interval of the paired difference, all None where nothing is known."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from prefopt import stats
-from prefopt.analysis.load import judges_in_order
+from prefopt.analysis.leading import judges_in_order
 from prefopt.errors import UsageError
 from prefopt.stats.power import MOST_SEEDS
 from prefopt.storage.results import ResultsFolder
@@ -89,7 +89,7 @@ def measured(root: Path) -> tuple[stats.Components, Origin]:
     folder = ResultsFolder(root)
     folder.manifest()
     frame = folder.judgements()
-    judge = next(iter(judges_in_order(frame)), None)
+    judge = next(iter(judges_in_order(folder, frame)), None)
     if judge is None:
         raise UsageError(f"{root}: holds no judgements to measure variances from; judge it first, or assume some")
     frame = frame[(frame["judge"] == judge) & (frame["opponent"] == REFERENCE) & (frame["n"] > 0)]

@@ -46,6 +46,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def spread_over(results: Row) -> str:
+    """What intervals cover: new seeds and prompts, or from one seed new prompts alone."""
+    return "seeds and prompts" if len(results["seeds"]) > 1 else "prompts alone"
+
+
 def run_outcome(status: str, run: RunRecord | None) -> str:
     """What became of one run: ``complete``, ``missing``, ``diverged at step 37``, ``failed: out of memory``."""
     at = f" at step {run.diverged_at}" if run is not None and run.diverged_at is not None else ""
@@ -55,19 +60,23 @@ def run_outcome(status: str, run: RunRecord | None) -> str:
 
 
 def comparison_sentence(row: Row) -> str:
-    """What one comparison says, with interval, test and what it could have seen."""
+    """What one comparison says, with interval, test and what it could have seen, and whose text is broken."""
+    broken = [f"{name} writes broken text ({what})" for name, what in row.get("broken", {}).items()]
+    return _outcome(row) + (f" But {' and '.join(broken)}, whatever the judge says of it." if broken else "")
+
+
+def _outcome(row: Row) -> str:
     a, b = row["a"], "the reference" if row["b"] == "reference" else row["b"]
     size = f"{counted(row['n_seeds'], 'seed')} x {counted(row['n_prompts'], 'prompt')}"
     won = f"{a} wins {percent_interval(row)} of comparisons with {b}"
     if row["verdict"] == "INCOMPLETE":
         return f"{won} over the runs that finished ({size}); not every run did, so nothing is claimed."
+    if row["verdict"] == "NO VERDICT":
+        return f"{won} ({size}) by a judge that is not to be trusted; nothing is claimed."
     if row["verdict"] == "ONE SEED":
-        return (
-            f"{won} in one training run of each ({counted(row['n_prompts'], 'prompt')}); that is about these runs, not "
-            "about the loss."
-        )
+        return f"{won} ({counted(row['n_prompts'], 'prompt')})."
     facts = f"Holm {p_value(row['p_holm'])}, {size}{_worst_case(row)}"
-    seen = "" if row["mde"] is None else f" This comparison sees {points_from(row['mde'])}."
+    seen = "" if row["mde"] is None else f" {points_from(row['mde'])}"
     if row["verdict"] == "BETTER":
         return f"{a} beats {b}: {percent_interval(row)} of comparisons won ({facts}).{seen}"
     if row["verdict"] == "WORSE":
@@ -95,8 +104,10 @@ def _worst_case(row: Row) -> str:
 
 
 def points_from(effect: float) -> str:
-    """The size from which on a difference is detected, in words."""
-    return "no difference at all" if effect > 0.5 else f"differences from {100 * effect:.1f} points on"
+    """What difference a comparison would settle in four of five repetitions, in a sentence."""
+    if effect > 0.5:
+        return "A comparison of this size settles no difference, however large, in four of five repetitions."
+    return f"A comparison of this size settles a difference of {100 * effect:.1f} points in four of five repetitions."
 
 
 def signed_interval(value: Row, digits: int = 2) -> str:
@@ -143,34 +154,43 @@ def answers(results: Row) -> list[str]:
     """At most three sentences: against the reference, between the losses, what could be seen."""
     said = []
     rows = results["versus_reference"]
-    if rows:
+    distrusted = [row for row in rows if row["verdict"] == "NO VERDICT"]
+    if distrusted:
+        said.append(
+            f"No verdict: the judge {results['setup']['judge']} is not to be trusted (see the warning), and nothing is "
+            "claimed from what it said."
+        )
+    elif rows and len(results["seeds"]) == 1:
+        won = [f"{row['a']} wins {percent_interval(row)}" for row in rows if row["value"] is not None]
+        said.append(f"Against the reference, in one training run of each: {listed(won, 3)}.")
+    elif rows:
         said.append(_against_reference(rows))
     pairs = results["pairs"]
-    if pairs:
+    if pairs and not distrusted and len(results["seeds"]) > 1:
         said.append(_between(pairs))
     here = results["power"].get("here")
-    if here and len(results["seeds"]) > 1:
+    if here and len(results["seeds"]) > 1 and not distrusted:
         said.append(
             f"With {counted(here['seeds'], 'seed')} and {counted(here['prompts'], 'prompt')}, corrected for "
-            f"{counted(results['power']['tests'], 'comparison')}, a typical variant "
+            f"{counted(results['power']['tests'], 'comparison')}, "
             + (
-                "cannot be told from the reference, whatever the difference: it takes more seeds."
+                "no difference of a typical variant from the reference would be settled in four of five repetitions: "
+                "that takes more seeds."
                 if here["mde"] > 0.5
-                else f"must differ from the reference by about {100 * here['mde']:.0f} points to be told from it."
+                else "a typical variant's difference from the reference would be settled in four of five repetitions "
+                f"if it were {100 * here['mde']:.0f} points, and less often if it were smaller."
             )
         )
     if not rows:
-        said.append(
-            "No judge has compared the samples of these runs, so no loss is called better. Margins, accuracy, KL, "
-            "length and cost are below."
-        )
+        said.append("No judge has compared the samples of these runs, so no loss is called better.")
     return said
 
 
 def _against_reference(rows: Iterable[Row]) -> str:
     groups: dict[str, list[str]] = {}
     for row in rows:
-        groups.setdefault(row["verdict"], []).append(row["a"])
+        broken = " (broken)" if row.get("broken") else ""
+        groups.setdefault(row["verdict"], []).append(row["a"] + broken)
     phrases = {
         "BETTER": ("beats the reference", "beat the reference"),
         "WORSE": ("loses to the reference", "lose to the reference"),
@@ -178,6 +198,7 @@ def _against_reference(rows: Iterable[Row]) -> str:
         "INCONCLUSIVE": ("is not settled", "are not settled"),
         "INCOMPLETE": ("did not finish all its runs", "did not finish all their runs"),
         "ONE SEED": ("was trained only once", "were trained only once each"),
+        "NO VERDICT": ("has no verdict", "have no verdict"),
     }
     total = sum(len(names) for names in groups.values())
     parts = []
@@ -191,7 +212,7 @@ def _against_reference(rows: Iterable[Row]) -> str:
 
 
 def _between(pairs: Sequence[Row]) -> str:
-    judged = [row for row in pairs if row["verdict"] not in ("INCOMPLETE", "ONE SEED")]
+    judged = [row for row in pairs if row["verdict"] not in ("INCOMPLETE", "ONE SEED", "NO VERDICT")]
     if not judged:
         return "No pair of losses can be ranked from these runs."
     settled = [row for row in judged if row["verdict"] in ("BETTER", "WORSE")]

@@ -20,10 +20,13 @@ MOST_SETTLED = 150  # in a larger family nobody reads what each open pair would 
 Row = dict[str, Any]
 
 
-def compare(comparison: Comparison, scores: Scores, matches: Sequence[tuple[str, str]], delta: float) -> list[Row]:
+def compare(
+    comparison: Comparison, scores: Scores, matches: Sequence[tuple[str, str]], delta: float, *, trusted: bool = True
+) -> list[Row]:
     """One family of comparisons, each (variant, opponent), with verdicts after Holm's correction.
 
     Variants that did not finish at every seed are estimated but take no part in the family: nothing is claimed of them.
+    Nothing is claimed at all where the judge is not to be trusted.
     """
     tables = [(a, b, y) for a, b in matches if (y := scores.get(a, b)) is not None and np.isfinite(y).sum() > 1]
     rows = [_measure(scores, a, b, y) for a, b, y in tables]
@@ -35,6 +38,8 @@ def compare(comparison: Comparison, scores: Scores, matches: Sequence[tuple[str,
     for place, row in enumerate(rows):
         if place not in eligible:
             row["verdict"] = "INCOMPLETE"
+        elif not trusted:
+            row["verdict"] = "NO VERDICT"
         elif rows[place]["n_seeds"] == 1:
             row["verdict"] = "ONE SEED"
     tested = [place for place in eligible if "verdict" not in rows[place]]
@@ -113,14 +118,16 @@ def _settle(row: Row, y: np.ndarray, *, alpha: float) -> None:
         row["prompts_needed"] = stats.prompts_needed(effect, parts, seeds=row["n_seeds"], alpha=alpha)
 
 
-def every_pair(comparison: Comparison, scores: Scores, order: Sequence[str], delta: float) -> list[Row]:
+def every_pair(
+    comparison: Comparison, scores: Scores, order: Sequence[str], delta: float, *, trusted: bool = True
+) -> list[Row]:
     """All pairs of variants, the better one named first; settled ones at the top."""
     matches = []
     for a, b in combinations(order, 2):
         y = scores.get(a, b)
         if y is not None:
             matches.append((a, b) if np.nanmean(y) >= 0.5 else (b, a))
-    rows = compare(comparison, scores, matches, delta)
+    rows = compare(comparison, scores, matches, delta, trusted=trusted)
     weight = {"BETTER": 0, "WORSE": 0, "EQUIVALENT": 1, "INCONCLUSIVE": 2}
     return sorted(rows, key=lambda row: (weight.get(row["verdict"], 3), -row["value"]))
 

@@ -52,8 +52,13 @@ def _flip(value: float | None) -> float | None:
     return None if value is None else 1 - value
 
 
-def ratings(comparison: Comparison, scores: Scores, order: Sequence[str]) -> tuple[list[Row], float | None]:
-    """Bradley-Terry ratings of the variants that finished, best first, and the model's worst misfit."""
+def ratings(
+    comparison: Comparison, scores: Scores, order: Sequence[str], *, ranked: bool = True
+) -> tuple[list[Row], float | None]:
+    """Bradley-Terry ratings of the variants that finished, best first, and the model's worst misfit.
+
+    Ranks are given only where ``ranked``, and not from one seed.
+    """
     names = [REFERENCE, *(name for name in order if comparison.is_complete(name))]
     met = [(a, b, y) for a, b in combinations(names, 2) if (y := scores.get(a, b)) is not None]
     joined = {name for a, b, _ in met for name in (a, b)}
@@ -71,7 +76,7 @@ def ratings(comparison: Comparison, scores: Scores, order: Sequence[str]) -> tup
     rows = []
     for i, name in enumerate(names):
         best, worst = int(fitted.rank_low[i]), int(fitted.rank_high[i])
-        single = len(comparison.seeds) == 1
+        unranked = not ranked or len(comparison.seeds) == 1
         rows.append(
             {
                 "variant": name,
@@ -80,7 +85,7 @@ def ratings(comparison: Comparison, scores: Scores, order: Sequence[str]) -> tup
                     "low": number(fitted.low[i]),
                     "high": number(fitted.high[i]),
                 },
-                "rank": "–" if single else str(best) if best == worst else f"{best}–{worst}",
+                "rank": "–" if unranked else str(best) if best == worst else f"{best}–{worst}",
             }
         )
     return sorted(rows, key=lambda row: -row["rating"]["value"]), fitted.misfit

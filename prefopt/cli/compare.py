@@ -83,10 +83,10 @@ def compare(
             _show_plan(wanted, console, as_json)
             return
         hang_after_s = None if in_process else hang_after
-        folder, unfinished = _run(
+        folder, unfinished, page = _run(
             wanted, results, plugin or [], console, wait=wait, hang_after_s=hang_after_s, isolate=isolate
         )
-    _conclude(folder, unfinished, asserted, quiet=quiet, as_json=as_json)
+    _conclude(folder, unfinished, asserted, page, quiet=quiet, as_json=as_json)
 
 
 def _show_plan(config: Config, console: Console, as_json: bool) -> None:
@@ -105,8 +105,12 @@ def _run(
     wait: bool,
     hang_after_s: float | None,
     isolate: bool,
-) -> tuple[ResultsFolder, dict[tuple[str, int], RunRecord]]:
-    """Run the comparison, in a process of its own unless ``hang_after_s`` is None; its folder, and what is missing."""
+) -> tuple[ResultsFolder, dict[tuple[str, int], RunRecord], Path | None]:
+    """Run the comparison, in a process of its own unless ``hang_after_s`` is None.
+
+    Returns:
+        Its folder, what is missing, and its report, None where no run has finished.
+    """
     from prefopt.launch.launcher import InProcess, Job, Launcher, Supervised
     from prefopt.runtime import interrupts
     from prefopt.storage import locks
@@ -117,30 +121,38 @@ def _run(
         folder = launcher.run(Job(config=config, results=results, command=words, lock=lock, isolate=isolate), console)
         runs = folder.runs()
         unfinished = {key: run for key, run in runs.items() if not run.is_complete}
+        page = None
         if any(variant != REFERENCE for variant, _ in runs.keys() - unfinished.keys()):
             from prefopt.report import build
 
             console.stage("writing the report", 0, 1)
-            console.say(f"report: {build(folder.root)}")
-    return folder, unfinished
+            page = build(folder.root)
+    return folder, unfinished, page
 
 
 def _conclude(
     folder: ResultsFolder,
     unfinished: Mapping[tuple[str, int], RunRecord],
     asserted: Sequence[Any],
+    page: Path | None,
     *,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Say which claims hold, and raise for one that does not or for a run without a result."""
+    """Show what came out and which claims hold, and raise for one that does not or for a run without a result."""
     from prefopt.analysis import claims
+    from prefopt.cli import outcome
 
-    outcomes = claims.check(folder, asserted) if asserted else []
-    for outcome in outcomes:
-        if outcome.holds and not quiet:
-            print(as_text({"claim": outcome.claim.text, "holds": True}) if as_json else outcome.sentence)
-    claims.require(outcomes)
+    if page is not None and not (quiet or as_json):
+        print(outcome.as_table(page))
+    checked = claims.check(folder, asserted) if asserted else []
+    if as_json:
+        said = [{"claim": one.claim.text, "holds": one.holds, "sentence": one.sentence} for one in checked]
+        print(as_text({**(outcome.outcome(page) if page is not None else {}), "claims": said}))
+    for one in checked:
+        if one.holds and not (quiet or as_json):
+            print(one.sentence)
+    claims.require(checked)
     if unfinished:
         raise IncompleteError(_unfinished(unfinished))
 

@@ -34,8 +34,10 @@ def judge(
     as_json: AsJson = False,
 ) -> None:
     """Judge a comparison's samples, again or by another judge, without training anything again."""
+    from prefopt.cli import outcome
     from prefopt.judges import judging
     from prefopt.judges.request import JudgeRequest, Limits
+    from prefopt.report import build
     from prefopt.runtime import interrupts
     from prefopt.storage import locks
 
@@ -51,7 +53,11 @@ def judge(
     else:
         with Console(style(quiet, as_json)) as console, interrupts.listen(), locks.hold(folder):
             record = judging.run(request, console)
-        print(show(_record_shown(record, folder)))
+            console.stage("writing the report", 0, 1)
+            page = build(folder)
+        print(as_text({**record, **outcome.outcome(page)}) if as_json else as_lines(_record_shown(record)))
+        if not (quiet or as_json):
+            print(outcome.as_table(page))
         if record["problems"]:
             raise IncompleteError(f"judge {record['judge']}: " + "; ".join(record["problems"]))
 
@@ -60,10 +66,9 @@ def _plan_shown(plan: Plan) -> dict[str, Any]:
     return {"judge": plan.judge, "comparisons": plan.comparisons, **plan.facts, "calls": plan.calls}
 
 
-def _record_shown(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What is known of the judge, its controls in one line, and what to do next."""
-    shown = {key: value for key, value in record.items() if key != "controls"}
-    return {**shown, "controls": _controls_shown(record["controls"]), "report": f"prefopt report {folder}"}
+def _record_shown(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of the judge, its controls in one line."""
+    return {**record, "controls": _controls_shown(record["controls"])}
 
 
 def _controls_shown(rows: Sequence[Mapping[str, Any]]) -> str:

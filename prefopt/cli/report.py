@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from prefopt.cli.options import AsJson, Folder, Wait, as_text
-from prefopt.errors import UsageError
+from prefopt.errors import BusyError, UsageError
+
+TRIES = 3
 
 
-def report(folder: Folder, wait: Wait = False) -> None:
-    """Build a comparison's report again from its files; needs no torch."""
+def report(
+    folder: Folder,
+    judge: Annotated[str, typer.Option(help="Whose verdicts count from now on: a judge's name, or best.")] = "",
+    wait: Wait = False,
+) -> None:
+    """Build a comparison's report again from its files, while it runs, too; needs no torch."""
+    from prefopt.analysis import leading
     from prefopt.report import build
     from prefopt.storage import locks
+    from prefopt.storage.results import ResultsFolder
 
-    with locks.hold(folder, wait=wait):
-        page = build(folder)
+    if judge:
+        leading.choose(ResultsFolder(folder), None if judge == "best" else judge)
+    try:
+        with locks.hold(folder, wait=wait):
+            page = build(folder)
+    except BusyError as busy:
+        print(f"{busy.args[0].partition(';')[0]}: the report shows what there is so far", file=sys.stderr)
+        page = _build_beside(folder)
     print(page)
+
+
+def _build_beside(folder: Path) -> Path:
+    """The report of a folder that another process writes to; what is caught half exchanged is read again."""
+    from prefopt.report import build
+
+    for _ in range(TRIES - 1):
+        with suppress(UsageError):
+            return build(folder, running=True)
+        time.sleep(0.5)
+    return build(folder, running=True)
 
 
 def power(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +14,7 @@ from prefopt.config.schema import Config, Variant
 from prefopt.model.base import Base
 from prefopt.prepare.materials import Materials
 from prefopt.runtime.device import device_facts
-from prefopt.storage.records import Manifest
+from prefopt.storage.records import Facts, Manifest
 from prefopt.storage.redact import portable
 from prefopt.storage.schema import SCHEMA
 from prefopt.train.autosize import Fit
@@ -56,6 +57,38 @@ def describe(
     )
 
 
+def beside_earlier(now: Manifest, before: Manifest | None, ran: Collection[tuple[str, int]]) -> Manifest:
+    """``now`` with the variants and seeds of earlier commands that have left something in the folder.
+
+    Args:
+        now: What this command makes.
+        before: The folder's manifest so far, if there is one.
+        ran: Variants and seeds with a record, the reference's among them. A seed that nothing ran at and that is not
+            wanted any more is dropped; a variant that stopped short of the others stays planned at all their seeds.
+    """
+    if before is None:
+        return now
+    seeds = {seed for _, seed in ran}
+    kept: dict[str, Facts] = {}
+    for entry in before.variants:
+        name = str(entry["variant"])
+        if any(variant == name for variant, _ in ran):
+            kept[name] = {**entry, "seeds": [seed for seed in before.planned_seeds(name) if seed in seeds]}
+    for entry in now.variants:
+        name = str(entry["variant"])
+        kept[name] = {**entry, "seeds": sorted({*entry["seeds"], *kept.get(name, {"seeds": ()})["seeds"]})}
+    variants = tuple(kept.values())
+    alone = [{**entry, "seeds": sorted(entry["seeds"])} for entry in now.variants] == list(variants)
+    earlier = () if alone else (*before.earlier_commands, before.command_line, *now.earlier_commands)
+    return replace(
+        now,
+        variants=variants,
+        seeds=tuple(sorted({*now.seeds, *(seed for entry in variants for seed in entry["seeds"])})),
+        created=before.created or now.created,
+        earlier_commands=tuple(dict.fromkeys(line for line in earlier if line not in ("", now.command_line))),
+    )
+
+
 def _model_facts(base: Base) -> dict[str, Any]:
     return {
         "revision": base.revision,
@@ -89,4 +122,5 @@ def _variant_facts(config: Config, variant: Variant) -> dict[str, Any]:
         "length_normalized": loss.length_normalized,
         "batch_coupled": loss.batch_coupled,
         "learning_rate": config.learning_rate(variant),
+        "seeds": list(config.seeds),
     }

@@ -7,14 +7,13 @@ continues from its newest checkpoint, and the outcome is that of a call that was
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import torch
 
 from prefopt.comparison import record, resume
-from prefopt.comparison.manifest import describe
+from prefopt.comparison.manifest import beside_earlier, describe
 from prefopt.comparison.seed_group import Partition, SeedGroup
 from prefopt.config.schema import Config
 from prefopt.errors import DataError
@@ -91,6 +90,7 @@ def work(
             group = SeedGroup(config, step.apply(config.train), materials, folder, progress)
             for number, seed in enumerate(config.seeds):
                 group.run_seed(seed, f"seed {seed} ({number + 1} of {len(config.seeds)})", partition)
+                record.judge(folder)  # so that a report of what is there so far has the win rates
         else:
             n = len(config.seeds) * len(config.variants)
             progress.say(f"all {n} runs are already in {folder.root}; nothing to train")
@@ -151,9 +151,7 @@ def _describe(
             materials.model, DPO(), materials.train, materials.heldout, step.apply(config.train)
         )
     manifest = describe(config, materials, step, command, repeats)
-    folder.write_manifest(
-        replace(manifest, created=before.created) if before is not None and before.created else manifest
-    )
+    folder.write_manifest(beside_earlier(manifest, before, folder.runs().keys()))
     texts = materials.prompts.texts
     frame = pd.DataFrame({"prompt_id": range(len(texts)), "prompt": texts})[list(PROMPT_COLUMNS)]
     folder.write_frame("prompts.parquet", frame)

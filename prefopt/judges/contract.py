@@ -45,12 +45,14 @@ class Verdict:
         error: Why there is none, in a few words.
         reply: What the judge wrote, where that is the reason.
         cached: Whether it was read from the cache.
+        mirrored: Whether it was made in the other order and stands for this one, too.
     """
 
     first: float | None
     error: str = ""
     reply: str = ""
     cached: bool = False
+    mirrored: bool = False
 
 
 class PairwiseJudge(Protocol):

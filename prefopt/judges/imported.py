@@ -53,7 +53,7 @@ class FileJudge:
                 yield i, _mean(self._known[question])
             elif question.swapped() in self._known:
                 verdict = _mean(self._known[question.swapped()])
-                yield i, verdict if verdict.first is None else Verdict(1 - verdict.first)
+                yield i, verdict if verdict.first is None else Verdict(1 - verdict.first, mirrored=True)
 
     def facts(self) -> dict[str, object]:
         """How many comparisons the file holds."""

@@ -35,7 +35,7 @@ from prefopt.storage.durable import write_bytes
 from prefopt.storage.formats import write_frame, write_json, write_text
 from prefopt.storage.hashing import seal
 from prefopt.storage.results import ResultsFolder
-from prefopt.storage.schema import JUDGEMENT_COLUMNS, REFERENCE
+from prefopt.storage.schema import JUDGEMENT_COLUMNS, ORACLE, REFERENCE
 from prefopt.tasks import load_task
 
 Judge = PairwiseJudge | PointwiseJudge
@@ -248,7 +248,8 @@ def _by_scores(judge: PointwiseJudge, comparisons: Questions, pairs: str) -> Fin
     rows = oracle_judgements(by_run, comparisons.variants).assign(judge=judge.name)
     if pairs != "all":
         rows = rows[rows["opponent"] == REFERENCE]
-    groups = controls.questions(*comparisons.control_texts())
+    # The gold reward is what wins by definition: there is no right answer that it could miss.
+    groups = {} if judge.name == ORACLE else controls.questions(*comparisons.control_texts())
     return Findings(
         facts={"kind": "pointwise", "position_consistency": None, "first_position": None},
         judgements=rows,

@@ -33,10 +33,10 @@ class Questions:
         return [Shown(*texts) for texts in zip(*columns, strict=True)]
 
     def control_texts(self) -> tuple[list[str], list[str]]:
-        """Prompts and real answers for the controls: the reference's first samples, spread over its prompts."""
+        """Prompts and real answers for the controls: the reference's first samples that say something."""
         frame = self.samples[self.samples["variant"] == REFERENCE]
         frame = frame if len(frame) else self.samples
-        frame = frame.drop_duplicates("prompt_id").sort_values("prompt_id")
+        frame = frame[frame["response"].str.strip() != ""].drop_duplicates("prompt_id").sort_values("prompt_id")
         frame = frame.iloc[np.linspace(0, len(frame) - 1, min(CONTROL_PROMPTS, len(frame))).astype(int)]
         return frame["prompt"].tolist(), frame["response"].tolist()
 

@@ -13,7 +13,8 @@ from prefopt.judges.questions import CELL, Questions
 from prefopt.storage.schema import JUDGEMENT_COLUMNS
 
 # order: "ab" showed the variant first, "ba" the opponent; score: how far the variant won, 0 to 1, missing where the
-# reply was unusable, for the reason in error; identical: both texts are one, a tie that no judge was asked about.
+# reply was unusable, for the reason in error; identical: both texts are one, a tie that no judge was asked about;
+# mirrored: seen in the other order alone, so that it says nothing about a taste for a position.
 VERDICT_COLUMNS = (
     "variant",
     "opponent",
@@ -25,6 +26,7 @@ VERDICT_COLUMNS = (
     "error",
     "cached",
     "identical",
+    "mirrored",
 )
 
 
@@ -41,18 +43,21 @@ def verdict_table(comparisons: Questions, verdicts: Mapping[Shown, Verdict]) -> 
                 continue
             first = np.nan if verdict.first is None else verdict.first
             score = first if order == "ab" else 1 - first
-            rows.append((*key, order, score, verdict.error, verdict.cached, identical))
+            rows.append((*key, order, score, verdict.error, verdict.cached, identical, verdict.mirrored))
     frame = pd.DataFrame(rows, columns=list(VERDICT_COLUMNS))
-    return frame.astype({"seed": int, "score": float, "cached": bool, "identical": bool, "error": str})
+    return frame.astype(
+        {"seed": int, "score": float, "cached": bool, "identical": bool, "mirrored": bool, "error": str}
+    )
 
 
 def position(table: pd.DataFrame) -> tuple[float | None, float | None]:
     """How often both orders name one winner, and the share of preference for the text shown first.
 
     Args:
-        table: From ``verdict_table``. Identical texts are left out, and both are None without a usable comparison.
+        table: From ``verdict_table``. Identical texts are left out, and so is what was seen in one order only; both are
+            None where nothing is left.
     """
-    wide = _by_order(table[~table["identical"]])
+    wide = _by_order(table[~table["identical"] & ~table["mirrored"]])
     both = stats.both_orders(wide["ab"], wide["ba"])
     return (both.consistency, both.first_position) if (both.invalid == 0).any() else (None, None)
 

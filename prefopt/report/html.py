@@ -5,17 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from prefopt.report.glossary import first_terms, glossary
 from prefopt.report.markdown import subtitle_bits
 from prefopt.report.methods import SOURCES, methods, reproduce
 from prefopt.report.prose import CAPTIONS, sections
-from prefopt.report.tables.table import Column, Table, show, sort_key
+from prefopt.report.tables.table import Column, Table, show, sort_key, to_frame, to_latex
+from prefopt.storage.redact import without_secrets
 
 HERE = Path(__file__).parent
 # More rows than this are left to the CSV: the file has to stay small enough to send by mail.
@@ -26,9 +28,13 @@ Row = Mapping[str, Any]
 
 
 def render(
-    results: Row, tables: Mapping[str, Table], figures: Mapping[str, tuple[bytes, bytes]], samples: Row | None
+    results: Row,
+    tables: Mapping[str, Table],
+    figures: Mapping[str, tuple[bytes, bytes]],
+    samples: Row | None,
+    broken: Mapping[str, Sequence[str]],
 ) -> str:
-    """The whole page."""
+    """The whole page; ``broken`` has some samples of each variant that the warnings call broken."""
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -50,8 +56,12 @@ def render(
         most_rows=MOST_ROWS,
         figures={name: data_uri(svg) for name, (svg, _) in figures.items()},
         captions=CAPTIONS,
+        terms=first_terms(results),
+        glossary=glossary(results),
+        downloads={name: (csv_uri(table), latex_uri(table)) for name, table in shown.items()},
         sections=sections(results, shown, figures),
         samples=samples,
+        broken=broken,
         methods=methods(results),
         sources=SOURCES,
         reproduce=reproduce(results),
@@ -83,6 +93,24 @@ def data_uri(svg: bytes) -> Markup:
     for mark in "%#<>&":
         text = text.replace(mark, f"%{ord(mark):02X}")
     return Markup("data:image/svg+xml," + text)  # nosec B704  # no quote and no tag is left in it
+
+
+def csv_uri(table: Table) -> Markup:
+    """A table as the address of a CSV, which a page that was sent by mail still has."""
+    return _file_uri("text/csv", to_frame(table).to_csv(index=False, lineterminator="\n", float_format="%.10g"))
+
+
+def latex_uri(table: Table) -> Markup:
+    """The same for LaTeX."""
+    return _file_uri("text/x-tex", to_latex(table))
+
+
+def _file_uri(kind: str, text: str) -> Markup:
+    """Text as the address of a file, safe inside double quotes."""
+    text = str(visible(without_secrets(text)))
+    for mark in "%#<>&\"'\n":
+        text = text.replace(mark, f"%{ord(mark):02X}")
+    return Markup(f"data:{kind};charset=utf-8,{text}")  # nosec B704  # no quote and no tag is left in it
 
 
 def _hash(text: str) -> str:

@@ -67,6 +67,7 @@ def subtitle_bits(results: Row) -> list[str]:
         setup["model"].get("name"),
         f"task {setup['task']['name']}" if setup["task"].get("name") else None,
         " x ".join(counted(count, noun) for count, noun in sizes),
+        f"{seen['seen']} of {seen['train_pairs']} pairs trained on" if (seen := results["exposure"]) else None,
         f"judge {setup['judge']}" if setup["judge"] else "no judge",
     ]
     return [str(bit) for bit in bits if bit]

@@ -21,7 +21,7 @@ def _training(results: Row) -> str:
     setup = results["setup"]
     train = setup["config"].get("train", {})
     size = (
-        f", {train['steps']} steps of {train['pairs_per_step']} pairs"
+        f"; {train['steps']} steps of {train['pairs_per_step']} pairs"
         if {"steps", "pairs_per_step"} <= set(train)
         else ""
     )
@@ -29,11 +29,20 @@ def _training(results: Row) -> str:
         f"We compared {counted(len(results['variants']), 'variant')} "
         f"({listed([v['variant'] for v in results['variants']], 40)}) with prefopt {setup['version']} on "
         f"{setup['model'].get('name', 'the base model')}. At each of {counted(len(results['seeds']), 'seed')} every "
-        "variant was trained with LoRA from the same initial adapter on the same "
-        f"{setup['data'].get('train_pairs', '?')} preference pairs in the same order{size}; hashes of data, order, "
+        "variant was trained with LoRA from the same initial adapter on the same preference pairs in the same order "
+        f"({_pairs_seen(results)}{size}); hashes of data, order, "
         "initial adapter, reference, evaluation, code, packages and device agree between the variants of a seed. "
         "Hyperparameters were the same at every seed and are listed with the results."
     )
+
+
+def _pairs_seen(results: Row) -> str:
+    """Such as ``384 of 986 pairs, 0.39 epochs``."""
+    seen = results["exposure"]
+    if seen is None:
+        return f"{results['setup']['data'].get('train_pairs', '?')} pairs"
+    dropped = f", after {counted(seen['dropped_rows'], 'row')} that could not be used" if seen["dropped_rows"] else ""
+    return f"{seen['seen']} of {seen['train_pairs']} pairs, {seen['epochs']:.2f} epochs{dropped}"
 
 
 def _judging(results: Row) -> list[str]:

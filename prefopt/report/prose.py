@@ -43,7 +43,7 @@ class Section:
 MOST_OPEN_MATRIX = 7
 CAPTIONS = {
     "winrate_forest": (
-        "Win rate against the reference with its 95 % interval over seeds and prompts. Filled markers: the "
+        "Win rate against the reference with its 95 % interval. Filled markers: the "
         "difference from 50 % is settled after correction for the number of comparisons. Ticks: single seeds. "
         "The band around 50 % is what counts as equal."
     ),
@@ -188,7 +188,7 @@ SECTIONS = (
             "implicit reward is as often right as it is sure.",
         ),
         ("learning_curves", "calibration"),
-        ("margins", "calibration"),
+        ("margins", "ranking", "calibration"),
     ),
     Section(
         "likelihoods",
@@ -212,7 +212,7 @@ SECTIONS = (
         ("kl", "rewards"),
         ("matched_kl",),
     ),
-    Section("text", "Length and diversity of samples", "Text", tables=("text",)),
+    Section("text", "Length and diversity of samples", "Text", tables=("health", "text")),
     Section(
         "cost",
         "Cost",

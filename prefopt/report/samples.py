@@ -16,6 +16,7 @@ Row = dict[str, Any]
 MOST_PROMPTS = 48
 MOST_CHARACTERS = 500_000
 LONGEST = 1_600
+BROKEN_SHOWN, BROKEN_LENGTH = 3, 220
 OVERHEAD = 300  # characters of markup around one response
 
 
@@ -37,7 +38,7 @@ def side_by_side(comparison: Comparison, results: Mapping[str, Any]) -> Row | No
     facts = comparison.scores[comparison.scores["seed"] == seed].set_index(["variant", "prompt_id", "sample"])
     verdicts = _verdicts(comparison, results["setup"]["judge"], seed)
     order = [row["variant"] for row in results["leaderboard"]]
-    prompts = sorted(first["prompt_id"].unique(), key=lambda name: hashlib.sha256(str(name).encode()).hexdigest())
+    prompts = sorted(first["prompt_id"].unique(), key=_hash)
     shown: list[Row] = []
     used = 0
     for prompt in prompts[:MOST_PROMPTS]:
@@ -48,6 +49,29 @@ def side_by_side(comparison: Comparison, results: Mapping[str, Any]) -> Row | No
         used += sum(len(card["text"]) + OVERHEAD for card in entry["cards"])
         shown.append(entry)
     return {"seed": seed, "shown": len(shown), "total": len(prompts), "prompts": shown, "variants": order}
+
+
+def of_broken(comparison: Comparison, results: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Three samples of each variant that is broken, from a seed at which it is, in the order of their prompts' hash."""
+    shown: dict[str, list[str]] = {}
+    for row in results["health"]:
+        frame = comparison.samples
+        if not row["problems"] or not len(frame):
+            continue
+        own = frame[(frame["variant"] == row["variant"]) & (frame["seed"] == row["seeds"][0])]
+        own = own.drop_duplicates("prompt_id").assign(at=lambda rows: rows["prompt_id"].map(_hash)).sort_values("at")
+        shown[row["variant"]] = [_shortened(str(text)) for text in own["response"].head(BROKEN_SHOWN)]
+    return shown
+
+
+def _hash(prompt: object) -> str:
+    return hashlib.sha256(str(prompt).encode()).hexdigest()
+
+
+def _shortened(text: str) -> str:
+    """A sample in a line or two; an empty one is said to be."""
+    line = " ".join(text.split())
+    return "(empty)" if not line else line if len(line) <= BROKEN_LENGTH else f"{line[:BROKEN_LENGTH]} …"
 
 
 def _entry(

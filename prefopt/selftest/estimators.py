@@ -142,6 +142,26 @@ def divergence(rng: np.random.Generator) -> list[Control]:
     ]  # fmt: skip
 
 
+def scales(rng: np.random.Generator) -> list[Control]:
+    """Numbers that cannot be negative, and shares near 0: intervals on the log and the log-odds scale."""
+    repetitions, controls = 400, []
+    for seeds, low in ((3, 0.91), (5, 0.92)):
+        y = simulate.divergences(rng, repetitions=repetitions, seeds=seeds, prompts=64, seed_sd=0.5, mean=8.0)
+        events, share = simulate.rare_events(rng, repetitions=repetitions, seeds=seeds, prompts=64, seed_sd=0.5)
+        positive, shares = stats.many_two_way(y, scale="log"), stats.many_two_way(events, scale="logit")
+        detail = f"{repetitions} comparisons of {seeds} seeds that differ by a factor of 1.6, and 64 prompts"
+        controls += [
+            Control(f"scales/log/seeds-{seeds}", "How often does the 95 % interval of a mean divergence contain it?",
+                    float(np.mean([e.low <= 8.0 <= e.high for e in positive])), low, 0.985, detail),
+            Control(f"scales/logit/seeds-{seeds}", "How often does the 95 % interval of a small share contain it?",
+                    float(np.mean([e.low <= share <= e.high for e in shares])), low, 1.0, detail),
+            Control(f"scales/possible/seeds-{seeds}", "Share of these intervals that hold what is impossible",
+                    float(np.mean([e.low <= 0 for e in positive] + [e.low < 0 or e.high > 1 for e in shares])),
+                    0.0, 0.0, "exact"),
+        ]  # fmt: skip
+    return controls
+
+
 def judges(rng: np.random.Generator) -> list[Control]:
     """Judges with known faults, through the arithmetic that every pairwise judge goes through."""
     count, truth, accuracy = 40_000, 0.62, 0.8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 Array = NDArray[np.float64]
 
@@ -106,6 +107,28 @@ def lengths_and_wins(
     logit = gain + taste * np.tanh(delta / 100) + 0.1 * rng.standard_normal((1, seeds, 1))
     wins = rng.random(delta.shape) < 1 / (1 + np.exp(-logit))
     return wins.astype(np.float64), delta
+
+
+def divergences(
+    rng: np.random.Generator, *, repetitions: int, seeds: int, prompts: int, seed_sd: float, mean: float
+) -> Array:
+    """(R, S, N) positive values of a given mean, such as nats of divergence.
+
+    Effects of seed and prompt multiply: some runs lie many times as far from the reference as others.
+    """
+    sizes = ((repetitions, seeds, 1), (repetitions, 1, prompts))
+    effects = [np.exp(rng.normal(0, sd, size) - sd * sd / 2) for sd, size in zip((seed_sd, 0.4), sizes, strict=True)]
+    return np.asarray(mean * effects[0] * effects[1] * rng.gamma(4.0, 0.25, (repetitions, seeds, prompts)))
+
+
+def rare_events(
+    rng: np.random.Generator, *, repetitions: int, seeds: int, prompts: int, seed_sd: float
+) -> tuple[Array, float]:
+    """(R, S, N) events (1) such as empty answers, and their true share: a few in a hundred, logistic-normal effects."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    truth = float((special.expit(-3.5 + np.hypot(seed_sd, 1.0) * nodes) * weights).sum() / weights.sum())
+    odds = -3.5 + rng.normal(0, seed_sd, (repetitions, seeds, 1)) + rng.normal(0, 1, (repetitions, 1, prompts))
+    return (rng.random((repetitions, seeds, prompts)) < special.expit(odds)).astype(np.float64), truth
 
 
 class TinyLanguage:

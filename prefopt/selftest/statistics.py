@@ -35,7 +35,7 @@ def run_level0(seed: int = 0) -> list[Control]:
 def p_values(y: Array, null: float = 0.5) -> Array:
     """(R,) p values of the primary test on R tables of wins."""
     parts = stats.clustered(y)
-    return stats.interval_and_p(parts.mean, parts.spread, null=null, confidence=0.95, share=True)[2]
+    return stats.interval_and_p(parts.mean, parts.spread, null=null, confidence=0.95, scale="logit")[2]
 
 
 def _satterthwaite_p_values(y: Array) -> Array:
@@ -113,7 +113,7 @@ def coverage(rng: np.random.Generator) -> list[Control]:
                 y, truth = simulate.best_of_mixture(
                     rng, repetitions=CHUNK, seeds=seeds, prompts=256, n=4, share=0.5, spread=spread
                 )
-                estimates = stats.many_two_way(y, null=0.5, share=True)
+                estimates = stats.many_two_way(y, null=0.5, scale="logit")
                 hits += [e.low <= truth <= e.high for e in estimates]
             controls.append(
                 Control(
@@ -240,7 +240,7 @@ def words(rng: np.random.Generator) -> list[Control]:
     one_seed = simulate.verdicts(rng, repetitions=200, seeds=1, prompts=256, seed_sd=0.0, prompt_sd=0.0, win_rate=0.9)
     spoken = [
         stats.verdict(e, e.p, delta=0.02) is not stats.Verdict.INCONCLUSIVE
-        for e in stats.many_two_way(one_seed, null=0.5, share=True)
+        for e in stats.many_two_way(one_seed, null=0.5, scale="logit")
     ]
     tie = stats.win_rate(np.full((5, 256), 0.5))
     smallest = stats.sign_flip(np.arange(1.0, 7.0))
@@ -268,4 +268,5 @@ PARTS: tuple[Callable[[np.random.Generator], list[Control]], ...] = (
     estimators.divergence,
     estimators.judges,
     words,
+    estimators.scales,
 )

@@ -9,6 +9,7 @@ from prefopt.stats.clusters import Spread, TwoWay, clustered, combine_variance
 from prefopt.stats.estimates import (
     Components,
     Estimate,
+    Scale,
     interval_and_p,
     many_two_way,
     two_way,
@@ -26,7 +27,7 @@ from prefopt.stats.frontier import (
     reward_at_kl,
     reward_at_matched_kl,
 )
-from prefopt.stats.judging import BothOrders, attenuated, both_orders, unattenuated
+from prefopt.stats.judging import BothOrders, attenuated, both_orders, stands_control, unattenuated
 from prefopt.stats.lengths import AlpacaEvalLC, GamedRows, LengthControlled, alpacaeval_lc, length_controlled
 from prefopt.stats.pairs import (
     Displacement,
@@ -61,6 +62,7 @@ __all__ = [
     "PowerRow",
     "Ratings",
     "ReliabilityBin",
+    "Scale",
     "Spread",
     "TwoWay",
     "Verdict",
@@ -97,6 +99,7 @@ __all__ = [
     "seeds_needed",
     "sign_flip",
     "smallest_sign_flip",
+    "stands_control",
     "to_cells",
     "two_way",
     "unattenuated",

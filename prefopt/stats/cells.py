@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from prefopt.stats.clusters import Array
-from prefopt.stats.estimates import Estimate, two_way
+from prefopt.stats.clusters import Array, clustered
+from prefopt.stats.estimates import Estimate, estimates_of
 
 
 def to_cells(
@@ -35,8 +35,8 @@ def to_cells(
     return means.reshape(shape), seed_labels, prompt_labels
 
 
-def ratio(numerator: ArrayLike, denominator: ArrayLike, *, null: float = 0.0, confidence: float = 0.95) -> Estimate:
-    """A ratio of two means, such as nats for each token, two-way clustered by linearisation.
+def ratio(numerator: ArrayLike, denominator: ArrayLike, *, null: float = 1.0, confidence: float = 0.95) -> Estimate:
+    """A ratio of two positive means, such as nats for each token, two-way clustered by linearisation of its logarithm.
 
     The error of the ratio is, to first order, that of the mean of (numerator - ratio * denominator) over the
     denominator's mean, which is a mean over cells like any other (Cochran 1977, Sampling Techniques, chapter 6).
@@ -44,8 +44,8 @@ def ratio(numerator: ArrayLike, denominator: ArrayLike, *, null: float = 0.0, co
     Args:
         numerator: (S, N) cells.
         denominator: (S, N) cells, of positive mean; missing where the numerator is.
-        null: The value under no difference.
-        confidence: Coverage of the interval.
+        null: The value under no difference, above 0.
+        confidence: Coverage of the interval, which lies above 0.
 
     Raises:
         ValueError: If the denominator's mean is not positive.
@@ -56,7 +56,8 @@ def ratio(numerator: ArrayLike, denominator: ArrayLike, *, null: float = 0.0, co
     if scale <= 0:
         raise ValueError(f"the denominator must have a positive mean; got {scale}")
     value = top[there].mean() / scale
-    return two_way(np.where(there, value + (top - value * bottom) / scale, np.nan), null=null, confidence=confidence)
+    linear = np.where(there, value + (top - value * bottom) / scale, np.nan)
+    return estimates_of(clustered(linear[None]), null=null, confidence=confidence, scale="log")[0]
 
 
 def worst_case(score: ArrayLike, n: ArrayLike, invalid: ArrayLike) -> tuple[Array, Array]:

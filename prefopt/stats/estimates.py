@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from prefopt.stats.clusters import Array, Spread, clustered
+from prefopt.stats.clusters import Array, Spread, TwoWay, clustered
+
+# Where intervals are made: as the numbers are, of positive numbers in their logarithm, of shares in their log-odds.
+Scale = Literal["linear", "log", "logit"]
 
 
 @dataclass(frozen=True)
@@ -92,24 +96,25 @@ class Components(NamedTuple):
         return cls(seed_sd**2, prompt_sd**2, cell_sd**2 - prompt_sd**2)
 
 
-def two_way(y: ArrayLike, *, null: float = 0.0, confidence: float = 0.95, share: bool = False) -> Estimate:
+def two_way(y: ArrayLike, *, null: float = 0.0, confidence: float = 0.95, scale: Scale = "linear") -> Estimate:
     """The mean of (seed, prompt) cells, clustered by both, with interval and test.
 
     Args:
         y: (S, N) cell means, for example a difference of rewards, or a win rate with ties as 1/2; NaN where missing.
         null: The value under no difference, which ``p`` is against.
         confidence: Coverage of the interval.
-        share: The cells lie in [0, 1]: interval and test work on the log-odds of the mean, so that the interval stays
-            inside and the two always agree. At .5 this equals the plain interval, and hardly differs from .3 to .7.
+        scale: ``logit`` for cells in [0, 1]: interval and test work on the log-odds of the mean, so that the interval
+            stays inside and the two always agree. At .5 this equals the plain interval, and hardly differs from .3 to
+            .7. ``log`` for cells of at least 0, such as nats of divergence: they work on the logarithm of the mean.
 
     Returns:
         The estimate. Equal cells give the interval [value, value] and p = 1 where they equal ``null``; where they do
         not, every prompt agrees, so p is the sign test's 2^(1 - N) and a share's interval Clopper and Pearson's.
 
     Raises:
-        ValueError: If there are fewer than two cells, or a share lies outside [0, 1].
+        ValueError: If there are fewer than two cells, or one lies outside of what the scale is for.
     """
-    return many_two_way(np.asarray(y, dtype=np.float64)[None], null=null, confidence=confidence, share=share)[0]
+    return many_two_way(np.asarray(y, dtype=np.float64)[None], null=null, confidence=confidence, scale=scale)[0]
 
 
 def win_rate(y: ArrayLike, *, confidence: float = 0.95) -> Estimate:
@@ -121,22 +126,26 @@ def win_rate(y: ArrayLike, *, confidence: float = 0.95) -> Estimate:
         >>> round(win_rate(wins).value, 2)
         0.75
     """
-    return two_way(y, null=0.5, confidence=confidence, share=True)
+    return two_way(y, null=0.5, confidence=confidence, scale="logit")
 
 
 def many_two_way(
-    y: ArrayLike, *, null: float = 0.0, confidence: float = 0.95, share: bool = False
+    y: ArrayLike, *, null: float = 0.0, confidence: float = 0.95, scale: Scale = "linear"
 ) -> tuple[Estimate, ...]:
     """``two_way`` of P tables (P, S, N) in one pass."""
     y = np.asarray(y, dtype=np.float64)
-    outside = y[(y < 0) | (y > 1)]
-    if share and outside.size:
-        raise ValueError(f"shares must lie in [0, 1]; got {outside[0]}")
-    parts = clustered(y)
+    outside = y[(y < 0) | (y > 1)] if scale == "logit" else y[y < 0]
+    if scale != "linear" and outside.size:
+        raise ValueError(f"{'shares must lie in [0, 1]' if scale == 'logit' else 'need 0 or more'}; got {outside[0]}")
+    return estimates_of(clustered(y), null=null, confidence=confidence, scale=scale)
+
+
+def estimates_of(parts: TwoWay, *, null: float, confidence: float, scale: Scale) -> tuple[Estimate, ...]:
+    """The estimates of P tables from their means and parts of variance, all (P,); arguments as for ``two_way``."""
     if (parts.n < 2).any():
         raise ValueError("one cell has no standard error; evaluate at least two prompts or two seeds")
     spread = parts.spread
-    low, high, p = interval_and_p(parts.mean, spread, null=null, confidence=confidence, share=share)
+    low, high, p = interval_and_p(parts.mean, spread, null=null, confidence=confidence, scale=scale)
     se = np.sqrt(spread.variance)
     return tuple(
         Estimate(
@@ -154,44 +163,50 @@ def many_two_way(
             n=int(parts.n[k]),
             conditional=bool(parts.n_seeds[k] == 1),
         )
-        for k in range(len(y))
+        for k in range(len(parts.n))
     )
 
 
 def interval_and_p(
-    mean: ArrayLike, spread: Spread, *, null: float, confidence: float, share: bool
+    mean: ArrayLike, spread: Spread, *, null: float, confidence: float, scale: Scale
 ) -> tuple[Array, Array, Array]:
     """Ends of the interval and the two-sided p value.
 
     Args:
         mean: (...,) estimates.
         spread: Of the estimates, of the same shape.
-        null: Value under no difference.
+        null: Value under no difference; 0 is never reached on the log scale, where p is then 0.
         confidence: Coverage.
-        share: Work on the log-odds scale; ends lie in [0, 1].
+        scale: Where they are made; the ends lie in [0, 1] for ``logit`` and above 0 for ``log``.
 
     Returns:
         (...,) low, (...,) high, (...,) p.
     """
     mean, units = np.asarray(mean, dtype=np.float64), spread.n_prompts
     certain = spread.variance <= 0
-    # On the log-odds scale a standard error is that of the share times the slope there (the delta method).
-    inside = np.where(certain | (mean <= 0) | (mean >= 1), 0.5, mean) if share else mean
-    slope = 1 / (inside * (1 - inside)) if share else np.ones_like(mean)
-    centre = special.logit(inside) if share else mean
-    zero = special.logit(null) if share else null
-    se = np.where(certain, 1.0, np.sqrt(spread.variance)) * slope
-    reach = spread.critical(confidence) * se
-    low, high = centre - reach, centre + reach
-    if share:
-        low, high = special.expit(low), special.expit(high)
-    low, high = np.where(certain, mean, low), np.where(certain, mean, high)
-    if share:  # all won or all lost: the interval of Clopper and Pearson 1934 (Biometrika 26, 404) of as many units
+    # On another scale a standard error is that of the mean times the slope there (the delta method).
+    onto, back, slope_at = _SCALES[scale]
+    inside = np.where(certain | (mean <= 0) | (mean >= (1 if scale == "logit" else np.inf)), 0.5, mean)
+    inside = mean if scale == "linear" else inside
+    with np.errstate(divide="ignore"):
+        zero = onto(np.asarray(null, dtype=np.float64))
+    se = np.where(certain, 1.0, np.sqrt(spread.variance)) * slope_at(inside)
+    centre, reach = onto(inside), spread.critical(confidence) * se
+    low, high = (np.where(certain, mean, back(end)) for end in (centre - reach, centre + reach))
+    if scale == "logit":  # all won or all lost: the interval of Clopper and Pearson 1934 (Biometrika 26, 404)
         edge = Spread.level(confidence) / 2
         low = np.where(certain & (mean >= 1), edge ** (1 / units), low)
         high = np.where(certain & (mean <= 0), 1 - edge ** (1 / units), high)
     agree = np.where(np.isclose(mean, null, rtol=0, atol=1e-12), 1.0, np.minimum(1.0, 2.0 ** (1 - units)))
     return low, high, np.where(certain, agree, spread.p((centre - zero) / se))
+
+
+# The way onto a scale, the way back, and the slope of the first.
+_SCALES: Mapping[str, tuple[Callable[[Array], Array], Callable[[Array], Array], Callable[[Array], Array]]] = {
+    "linear": (np.asarray, np.asarray, np.ones_like),
+    "log": (np.log, np.exp, np.reciprocal),
+    "logit": (special.logit, special.expit, lambda share: np.asarray(1 / (share * (1 - share)))),
+}
 
 
 def variance_components(y: ArrayLike) -> Components:

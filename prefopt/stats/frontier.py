@@ -39,7 +39,7 @@ def kl_of_samples(
         confidence: Coverage of the intervals.
     """
     return KlEstimate(
-        two_way(exact, confidence=confidence),
+        two_way(exact, confidence=confidence, scale="log"),
         ratio(exact, n_tokens, confidence=confidence),
         two_way(logratio, confidence=confidence),
     )

@@ -16,8 +16,9 @@ class BothOrders(NamedTuple):
     Attributes:
         score: (R,) how far the first text won: mean of the usable verdicts, 0 to 1; NaN where neither is usable.
         invalid: (R,) unusable verdicts, 0 to 2.
-        consistency: Share, among comparisons with two verdicts, where both orders name the same winner.
-        first_position: Mean preference for whichever text stood first; 1/2 is fair.
+        consistency: Share, among comparisons with two verdicts, where both orders name the same winner; NaN where there
+            is none with two.
+        first_position: Mean preference for whichever text stood first; 1/2 is fair, and NaN as above.
     """
 
     score: Array
@@ -49,9 +50,29 @@ def both_orders(as_first: ArrayLike, as_second: ArrayLike) -> BothOrders:
     return BothOrders(
         score,
         2.0 - count,
-        float(agree.mean()) if both.any() else 1.0,
-        float(lean.mean()) if both.any() else 0.5,
+        float(agree.mean()) if both.any() else np.nan,
+        float(lean.mean()) if both.any() else np.nan,
     )
+
+
+IDENTICAL_WITHIN = 0.1
+
+
+def stands_control(*, identical: bool, rate: float | None, high: float | None) -> bool:
+    """Whether a judge stands a control: identical texts must balance, and any other control's text must lose.
+
+    Args:
+        identical: Both texts are the same.
+        rate: Share that the control's text won, ties half; None where nothing was usable.
+        high: Upper end of its 95 % interval; below one half for a text that loses beyond chance.
+
+    Example:
+        >>> stands_control(identical=False, rate=0.5, high=0.72)  # an empty answer that wins half is no lost one
+        False
+    """
+    if rate is None or high is None:
+        return False
+    return abs(rate - 0.5) <= IDENTICAL_WITHIN if identical else high < 0.5
 
 
 def attenuated(win_rate: ArrayLike, accuracy: float) -> Array:

@@ -121,7 +121,7 @@ def _as_estimate(theta: float, spread: Spread, there: NDArray[np.bool_], confide
     value = float(special.expit(theta))
     slope = value * (1 - value)
     spread = spread._replace(variance=spread.variance * slope**2)
-    low, high, p = interval_and_p(value, spread, null=0.5, confidence=confidence, share=True)
+    low, high, p = interval_and_p(value, spread, null=0.5, confidence=confidence, scale="logit")
     return Estimate(
         value=value,
         low=float(low),

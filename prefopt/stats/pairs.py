@@ -16,7 +16,7 @@ from scipy import special
 
 from prefopt.stats.cells import to_cells
 from prefopt.stats.clusters import Array
-from prefopt.stats.estimates import Estimate, two_way
+from prefopt.stats.estimates import Estimate, Scale, two_way
 
 BINS = 15
 FOLDS = 5
@@ -124,18 +124,18 @@ def pair_metrics(margin: ArrayLike, seeds: ArrayLike, prompts: ArrayLike, *, con
     bins = reliability(calibrated)
     n = sum(b.n for b in bins)
 
-    def mean(values: Array, null: float = 0.0, share: bool = False) -> Estimate:
+    def mean(values: Array, null: float = 0.0, scale: Scale = "linear") -> Estimate:
         cells, _, _ = to_cells(values, seed_of, prompt_of)
-        return two_way(cells, null=null, confidence=confidence, share=share)
+        return two_way(cells, null=null, confidence=confidence, scale=scale)
 
     spread = m.std(ddof=1) if m.size > 1 else 0.0
     return PairMetrics(
-        accuracy=mean(accuracies(m), null=0.5, share=True),
+        accuracy=mean(accuracies(m), null=0.5, scale="logit"),
         tau=tau,
         calibrated_margin=mean(calibrated),
         effect_size=float(m.mean() / spread) if spread > 0 else 0.0,
-        nll=mean(lost, null=float(np.log(2))),
-        brier=mean(squared, null=0.25, share=True),
+        nll=mean(lost, null=float(np.log(2)), scale="log"),
+        brier=mean(squared, null=0.25, scale="logit"),
         ece=sum(abs(b.confidence - b.accuracy) * b.n for b in bins) / n,
         bins=bins,
     )
@@ -244,8 +244,8 @@ def displacement(
     win, lose = np.asarray(chosen_change, dtype=np.float64), np.asarray(rejected_change, dtype=np.float64)
     displaced = ((win < 0) & (win > lose)).astype(np.float64)
 
-    def mean(values: Array, share: bool = False) -> Estimate:
+    def mean(values: Array, null: float = 0.0, scale: Scale = "linear") -> Estimate:
         cells: NDArray[np.float64] = to_cells(values, seeds, prompts)[0]
-        return two_way(cells, null=0.5 if share else 0.0, confidence=confidence, share=share)
+        return two_way(cells, null=null, confidence=confidence, scale=scale)
 
-    return Displacement(mean(displaced, share=True), mean(win), mean(lose))
+    return Displacement(mean(displaced, null=0.5, scale="logit"), mean(win), mean(lose))

@@ -106,11 +106,12 @@ class Manifest:
         prefopt_version: That of the package that wrote it.
         created: When, in UTC.
         command: The words of the command line; one text in some earlier folders.
+        earlier_commands: The command lines that made what is there beside the command's own variants and seeds.
         commit: Of the checkout, if it was one.
         config: The resolved configuration.
         seeds: Planned seeds.
         variants: For each planned variant: variant, loss, spec, source, summary, needs_reference, length_normalized,
-            batch_coupled, learning_rate.
+            batch_coupled, learning_rate, seeds (in folders of earlier versions all of them).
         model: name, revision, hash, dtype, parameters, packed, why_plain.
         reference: sft_steps, hash.
         task: name, reward, reward_accuracy, reward_figures, label_accuracy, fingerprint.
@@ -131,6 +132,7 @@ class Manifest:
     prefopt_version: str = "?"
     created: str = ""
     command: tuple[str, ...] | str = ()
+    earlier_commands: tuple[str, ...] = ()
     commit: str | None = None
     config: Facts = field(default_factory=dict)
     seeds: tuple[int, ...] = ()
@@ -153,6 +155,11 @@ class Manifest:
         """Planned variants, in order."""
         return tuple(str(entry["variant"]) for entry in self.variants)
 
+    def planned_seeds(self, variant: str) -> tuple[int, ...]:
+        """The seeds that a variant was planned at; none for one that was not planned."""
+        entry = next((entry for entry in self.variants if entry["variant"] == variant), {"seeds": ()})
+        return tuple(int(seed) for seed in entry.get("seeds", self.seeds))
+
     @property
     def command_line(self) -> str:
         """The command as it can be typed."""
@@ -166,7 +173,7 @@ class Manifest:
             UsageError: If a field is not what it must be.
         """
         known = _known(cls, value, path, schema=value.get("schema", 1))
-        for name, kind in (("command", str), ("seeds", int)):
+        for name, kind in (("command", str), ("earlier_commands", str), ("seeds", int)):
             if isinstance(known.get(name), list):
                 known[name] = tuple(map(kind, known[name]))
         known["variants"] = tuple(known.get("variants", ()))
@@ -177,7 +184,7 @@ class Manifest:
     def as_dict(self) -> dict[str, Any]:
         """What ``manifest.json`` holds, before it is sealed."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "more"}
-        lists = {name: list(own[name]) for name in ("command", "seeds", "variants") if isinstance(own[name], tuple)}
+        lists = {name: list(own[name]) for name in _LISTS if isinstance(own[name], tuple)}
         return {**self.more, **{name: value for name, value in own.items() if value is not None}, **lists}
 
 
@@ -194,6 +201,7 @@ def check_conditions(runs: Mapping[tuple[str, int], RunRecord]) -> None:
             other.conditions.require_equal(run.conditions, seed=seed, own=other.variant, others=variant)
 
 
+_LISTS = ("command", "earlier_commands", "seeds", "variants")
 # What a field of either file must be, by its name, and what the refusal calls that.
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     **dict.fromkeys(
@@ -201,7 +209,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
          "step", "hashes", "packages", "device", "code_files", "data_files"),
         ((dict,), "a JSON object"),
     ),
-    **dict.fromkeys(("seeds", "variants"), ((list,), "a list")),
+    **dict.fromkeys(("seeds", "variants", "earlier_commands"), ((list,), "a list")),
     **dict.fromkeys(("diverged_at", "steps"), ((int, type(None)), "a whole number or null")),
     "command": ((list, str), "a list of words"),
 }  # fmt: skip

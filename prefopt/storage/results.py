@@ -16,6 +16,7 @@ The only module that knows paths below ``results/<name>/``. Needs no torch. Layo
     judgements.parquet                   JUDGEMENT_COLUMNS
     checksums.json                       SHA-256 of the Parquet files above that no run.json lists
     judge/<judge>/judge.json             what is known about a judge: controls, position, unusable share, problems
+    judge/lead.json                      the judge whose verdicts count, where one was chosen
     selftest.json                        controls with a known answer, put to the code that makes the report
     tables/ figures/ report.md report.html results.json
 

@@ -56,6 +56,21 @@ def test_a_whole_comparison_and_its_resumption(
     assert {name: after[name] for name in before} == before  # only what was added is new
     assert ("ipo", 1) in folder.runs()
 
+    # A part of it at one seed more: what was there stays planned, finished and described.
+    part = arguments(tmp_path, model, "--losses", "noop", "--seeds", "0-2", "--quiet")
+    assert run(monkeypatch, part) == 0, capsys.readouterr().err
+    manifest = folder.manifest()
+    assert {name: manifest.planned_seeds(name) for name in manifest.variant_names} == {
+        "dpo": (0, 1), "noop": (0, 1, 2), "ipo": (0, 1),
+    }  # fmt: skip
+    assert manifest.seeds == (0, 1, 2)
+    assert [line.count("dpo,noop,ipo") for line in manifest.earlier_commands] == [0, 1]
+    board = json.loads((folder.root / "results.json").read_text(encoding="utf-8"))["leaderboard"]
+    assert {row["variant"]: row["seeds"] for row in board} == {"dpo": "2/2", "noop": "3/3", "ipo": "2/2"}
+    written = folder.manifest_path.read_bytes()
+    assert run(monkeypatch, part) == 0
+    assert folder.manifest_path.read_bytes() == written
+
     # The same variant trained on its own, elsewhere, ends in the same bytes.
     alone = arguments(
         tmp_path, model, "--losses", "ipo", "--seeds", "1", "--quiet", "--results", str(tmp_path / "other")
@@ -195,7 +210,12 @@ def test_json_progress_is_one_object_a_line(
 ) -> None:
     words = arguments(tmp_path, tiny_folder("llama"), "--losses", "dpo", "--seeds", "0", "--json")
     assert run(monkeypatch, words) == 0
-    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    shown = capsys.readouterr()
+    board = json.loads(shown.out)
+    assert [row["variant"] for row in board["leaderboard"]] == ["dpo"]
+    assert Path(board["report"]).is_file()
+    assert board["claims"] == []
+    events = [json.loads(line) for line in shown.err.splitlines()]
     assert any(event.get("metrics", {}).get("dpo", {}).get("loss") for event in events)
 
 

@@ -65,6 +65,8 @@ class World:
         diverged: Runs (variant, seed) that ended early.
         failed: Reasons of runs (variant, seed) that left nothing.
         responses: Texts to draw responses from; hostile ones in tests.
+        broken: How the samples of some variants are broken: ``empty``, ``repeats`` or ``far``.
+        judge: The judge of the verdicts, and ``facts`` of its own run, if there are any.
         manifest: Overrides of the manifest's top level.
     """
 
@@ -80,6 +82,9 @@ class World:
     diverged: frozenset[tuple[str, int]] = frozenset()
     failed: Mapping[tuple[str, int], str] = field(default_factory=dict)
     responses: Sequence[str] = ()
+    broken: Mapping[str, str] = field(default_factory=dict)
+    judge: str = "oracle"
+    facts: Mapping[str, Any] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
 
     def write(self, root: Path, *, random_state: int = 0) -> Path:
@@ -115,8 +120,10 @@ class World:
                     self._pairs(folder, name, seed, planted, rng)
                 self._history(folder, name, seed, planted, rng, stop=25 if diverged else STEPS)
                 formats.write_json(folder.run(name, seed) / "run.json", self._run(name, seed, planted, diverged, rng))
-        if self.gold:
+        if self.gold or self.judge != "oracle":
             formats.write_frame(root / "judgements.parquet", self._judgements(rewards))
+        if self.facts:
+            formats.write_json(root / "judge" / "its" / "judge.json", {"judge": self.judge, **self.facts})
         if self.text:
             texts = [f"Prompt number {i}: I saw this film" for i in range(self.prompts)]
             frame = pd.DataFrame({"prompt_id": prompt_ids(self.prompts), "prompt": texts})
@@ -136,6 +143,10 @@ class World:
         rows = reward.size
         tokens = np.maximum(1, rng.poisson(40 * planted.length, rows))
         kl = planted.kl * rng.gamma(8.0, 1 / 8.0, rows) * tokens / (40 * planted.length)
+        how = self.broken.get(name, "")
+        empty = (rng.random(rows) < 0.75) if how == "empty" else np.zeros(rows, dtype=bool)
+        tokens = np.where(empty, 1, tokens)
+        kl = 3.0 * tokens if how == "far" else kl
         logp = -2.2 * tokens + rng.normal(0, 6, rows)
         frame = pd.DataFrame(
             {
@@ -146,7 +157,7 @@ class World:
                 "logp": logp,
                 "ref_logp": logp - kl,
                 "n_tokens": tokens,
-                "finished": rng.random(rows) < 0.9,
+                "finished": empty | (rng.random(rows) < 0.9),
             }
         )
         path = folder.run(name, seed)
@@ -159,7 +170,9 @@ class World:
             ]
             text = frame[["prompt_id", "sample"]].copy()
             text["prompt"] = [f"Prompt number {int(p[1:])}: I saw this film" for p in frame.prompt_id]
-            text["response"] = [pool[int(k)] for k in rng.integers(0, len(pool), rows)]
+            pool = ["great great great great great great"] if how == "repeats" else pool
+            drawn = rng.integers(0, len(pool), rows)
+            text["response"] = ["" if nothing else pool[int(k)] for k, nothing in zip(drawn, empty, strict=True)]
             formats.write_frame(path / "samples.parquet", text)
 
     def _pairs(
@@ -262,7 +275,7 @@ class World:
             "diversity": {
                 "distinct1": 0.42 - 0.02 * planted.gain,
                 "distinct2": 0.81 - 0.05 * planted.gain,
-                "compression": 2.4 + 0.2 * planted.gain,
+                "compression": 60.0 if self.broken.get(name) == "repeats" else 2.4 + 0.2 * planted.gain,
             },
             "files": {},
         }
@@ -280,7 +293,7 @@ class World:
                     parts.append(
                         pd.DataFrame(
                             {
-                                "judge": "oracle",
+                                "judge": self.judge,
                                 "variant": one,
                                 "opponent": two,
                                 "seed": seed,

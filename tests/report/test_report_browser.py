@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import HOSTILE, World, many
+from synthetic import HOSTILE, Planted, World, many
 
 from prefopt.report import build
+from prefopt.storage import formats
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -126,6 +127,100 @@ def test_a_table_sorts_both_ways(folder: Path) -> None:
     assert answer["down"] == sorted(answer["down"], reverse=True)
     assert answer["up"] == sorted(answer["up"])
     assert len(set(answer["up"])) > 1
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Variants of one loss with hyperparameters of their own."""
+    root = tmp_path_factory.mktemp("browser") / "families"
+    names = ("dpo[beta=0.05]", "dpo[beta=0.5]", "simpo", "noop")
+    variants = {name: Planted(gain=0.3 * i, kl=2.0 + i, margin=2.0, drop=1.0) for i, name in enumerate(names)}
+    World(variants=variants, seeds=3, prompts=12, pairs=12).write(root)
+    manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
+    for entry, beta in zip(manifest["variants"], (0.05, 0.5, 0.1, 0.1), strict=True):
+        entry["spec"]["beta"] = beta
+    formats.write_json(root / "manifest.json", manifest)
+    build(root)
+    return root
+
+
+def test_the_leaderboard_shows_what_counts_without_scrolling(families: Path) -> None:
+    script = """
+    const board = page.querySelector("#leaderboard .scroll"), edge = board.getBoundingClientRect();
+    const heads = [...board.querySelectorAll("thead tr:first-child th")];
+    const shown = heads.filter((one) => one.getBoundingClientRect().right <= edge.right + 1);
+    return shown.map((one) => one.textContent.trim());"""
+    answer, _ = ask(families, script)
+    for label in ("verdict", "win rate, %", "reward gain", "KL, nats", "pair accuracy, %", "beta"):
+        assert label in answer, answer
+
+
+def test_the_leaderboard_is_filtered_by_column(families: Path) -> None:
+    script = """
+    const table = page.querySelector("#leaderboard table");
+    page.getElementById("filter").click();
+    const inputs = [...table.querySelectorAll(".sieve input")];
+    const set = (label, text) => {
+      const input = inputs.find((one) => one.getAttribute("aria-label") === `filter by ${label}`);
+      input.value = text;
+      input.dispatchEvent(new view.Event("input"));
+    };
+    const names = () => [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.cells[0].textContent);
+    set("beta", ">= 0.1");
+    const large = names();
+    set("variant", "DPO");
+    const both = names();
+    page.getElementById("filter").click();
+    return { large, both, all: names().length };"""
+    answer, _ = ask(families, script)
+    assert set(answer["large"]) == {"dpo[beta=0.5]", "simpo", "noop"}
+    assert answer["both"] == ["dpo[beta=0.5]"]
+    assert answer["all"] == 4
+
+
+def test_a_mailed_page_has_its_tables_and_figures(families: Path) -> None:
+    script = """
+    const links = [...page.querySelectorAll("main a[href]")].map((one) => one.getAttribute("href"));
+    const csv = page.querySelector('#leaderboard a[download="leaderboard.csv"]').getAttribute("href");
+    const svg = page.querySelector("a.save");
+    const text = decodeURIComponent(csv.split(",").slice(1).join(","));
+    return { dead: links.filter((one) => !/^(#|data:)/.test(one)), csv: text,
+             svg: svg.hidden ? "" : svg.href.slice(0, 18) };"""
+    answer, _ = ask(families, script)
+    assert answer["dead"] == []
+    assert answer["csv"].splitlines()[0].startswith("variant,verdict,win_rate")
+    assert len(answer["csv"].splitlines()) == 5
+    assert answer["svg"].startswith("data:image/svg+xml")
+
+
+def test_folded_notes_are_open_on_paper(families: Path) -> None:
+    script = """
+    const folded = () => page.querySelectorAll("details:not([open])").length;
+    const before = folded();
+    view.dispatchEvent(new view.Event("beforeprint"));
+    return { before, after: folded() };"""
+    answer, _ = ask(families, script)
+    assert answer["before"] > 0
+    assert answer["after"] == 0
+
+
+def test_marks_of_a_narrow_page_stay_inside(families: Path) -> None:
+    script = """
+    const outside = [];
+    page.querySelectorAll("svg.strip").forEach((strip) => {
+      const edge = strip.closest("td").getBoundingClientRect();
+      strip.querySelectorAll("line, circle").forEach((mark) => {
+        const own = mark.getBoundingClientRect();
+        if (own.left < edge.left - 1 || own.right > edge.right + 1) outside.push(mark.tagName);
+      });
+    });
+    const wide = [...page.querySelectorAll(".card img")].filter((one) => {
+      const card = one.closest(".card").getBoundingClientRect(), own = one.getBoundingClientRect();
+      return own.left < card.left - 1 || own.right > card.right + 1;
+    });
+    return { outside, wide: wide.map((one) => one.alt.slice(0, 20)) };"""
+    answer, _ = ask(families, script, width=390)
+    assert answer == {"outside": [], "wide": []}
 
 
 def test_samples_are_searched_and_filtered(folder: Path) -> None:

@@ -26,6 +26,7 @@ def test_all_controls_pass_in_time() -> None:
     assert len(set(names)) == len(names)
     assert {n.split("/")[0] for n in names} >= {
         "false-positives", "naive", "coverage", "power", "family-wise", "ratings", "length", "kl", "judges", "verdicts",
+        "scales",
     }  # fmt: skip
 
 
@@ -71,6 +72,14 @@ def test_best_of_mixture_has_the_stated_win_rate() -> None:
     )
     assert truth == pytest.approx(0.5 + 0.6 * 0.25)
     assert y.mean() == pytest.approx(truth, abs=0.01)
+
+
+def test_intervals_on_the_plain_scale_fail_the_control(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control is about the scale: without it intervals reach what cannot be."""
+    plain = stats.many_two_way
+    monkeypatch.setattr(stats, "many_two_way", lambda y, scale: plain(y))
+    failed = {c.name for c in estimators.scales(np.random.default_rng(0)) if not c.passed}
+    assert {"scales/possible/seeds-3", "scales/possible/seeds-5"} <= failed
 
 
 def test_tiny_language_by_hand() -> None:

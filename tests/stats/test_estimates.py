@@ -170,7 +170,7 @@ def test_seeing_it_from_the_other_side() -> None:
 def test_many_tables_equal_one_by_one() -> None:
     y = np.random.default_rng(6).random((7, 3, 20))
     y[2, 1, 4] = np.nan
-    for one, together in zip(y, stats.many_two_way(y, null=0.5, share=True), strict=True):
+    for one, together in zip(y, stats.many_two_way(y, null=0.5, scale="logit"), strict=True):
         alone = stats.win_rate(one)
         assert alone.value == pytest.approx(together.value)
         assert alone.p == pytest.approx(together.p, rel=1e-6)

@@ -169,7 +169,7 @@ def test_a_full_comparison_takes_seconds() -> None:
     theta = np.linspace(-0.5, 0.5, 13)
     y, (a, b) = tournament(theta, seeds=5, prompts=256, rng=rng), np.triu_indices(13, 1)
     start = time.process_time()
-    stats.many_two_way(y, null=0.5, share=True)
+    stats.many_two_way(y, null=0.5, scale="logit")
     fitted = stats.bradley_terry(y, a, b, tuple(str(k) for k in range(13)), anchor="0")
     stats.length_controlled(y[:12], rng.normal(20, 80, (12, 5, 256)))
     assert time.process_time() - start < 10

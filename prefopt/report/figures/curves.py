@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from prefopt.report.figures.style import COLOURS, FAINT, GREY, figure, grid, looks, panel_labels, panels, short
+from prefopt.report.figures.style import COLOURS, FAINT, GREY, figure, grid, panel_labels, panels, short, variant_looks
 
 Results = Mapping[str, Any]
 # More lines than this in one panel cannot be told apart; then each variant gets a panel of its own.
@@ -27,7 +27,7 @@ def learning_curves(results: Results) -> Figure | None:
         return None
     if len(curves) > MOST_LINES:
         return _many_margins(results, curves)
-    style = looks([entry["variant"] for entry in results["variants"]])
+    style = variant_looks(results)
     fig = figure(10.0, 3.7)
     for axes, (key, label, scale) in zip(fig.subplots(1, len(PANELS)), PANELS, strict=True):
         for name, curve in curves.items():

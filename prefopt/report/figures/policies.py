@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from prefopt.report.figures.style import COLOURS, FAINT, GREY, figure, grid, looks, names, panel_labels, panels, short
+from prefopt.report.figures.style import COLOURS, FAINT, GREY, figure, grid, panel_labels, panels, short, variant_looks
 
 Results = Mapping[str, Any]
 
@@ -21,7 +21,7 @@ def reward_kl(results: Results) -> Figure | None:
     key = "reward" if points[0]["reward"] is not None else "win_rate"
     if points[0][key] is None:
         return None
-    style = looks(names(results))
+    style = variant_looks(results)
     fig = figure(9.4, 4.2 if len(style) <= 14 else 5.4)
     pair = fig.subplots(1, 2, sharey=True)
     for axes, root in zip(pair, (False, True), strict=True):
@@ -82,7 +82,7 @@ def calibration(results: Results) -> Figure | None:
     curves = {name: bins for name, bins in results["calibration"].items() if bins}
     if not curves:
         return None
-    style = looks(names(results))
+    style = variant_looks(results)
     few = len(curves) <= 8
     fig, places = panels(len(curves), min(4 if few else 6, len(curves)), (1.8, 1.5) if few else (1.4, 1.15))
     for axes, (name, bins) in zip(places, curves.items(), strict=False):
@@ -118,7 +118,7 @@ def cost(results: Results) -> Figure | None:
     fig = figure(7.6, 1.3 + 0.3 * len(rows))
     axes = fig.add_subplot()
     left = np.zeros(len(rows))
-    parts = (("train_s", "training", COLOURS[0], ""), ("evaluate_s", "held-out pairs", COLOURS[4], "//"),
+    parts = (("train_s", "training", COLOURS[0], ""), ("evaluate_s", "scoring", COLOURS[4], "//"),
              ("sample_s", "sampling", COLOURS[2], ".."))  # fmt: skip
     for key, label, colour, hatch in parts:
         width = np.array([row[key] or 0.0 for row in rows])

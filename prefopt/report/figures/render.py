@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from prefopt.report.figures.curves import learning_curves, logps_curves
 from prefopt.report.figures.policies import calibration, cost, reward_kl
-from prefopt.report.figures.style import GREY, INK, figure, grid, looks, names, save, short, styled
+from prefopt.report.figures.style import GREY, INK, figure, grid, looks, save, short, styled, variant_looks
 
 Results = Mapping[str, Any]
 _DIVERGING = LinearSegmentedColormap.from_list("vermillion-white-blue", ["#D55E00", "#ffffff", "#0072B2"])
@@ -27,7 +27,7 @@ def winrate_forest(results: Results) -> Figure | None:
         return None
     # What did not finish takes no place in the order: it goes to the bottom.
     rows = sorted(rows, key=lambda row: (row["verdict"] != "INCOMPLETE", row["value"]))
-    style = looks(names(results))
+    style = variant_looks(results)
     fig = figure(7.6, 1.15 + 0.32 * len(rows))
     axes = fig.add_subplot()
     axes.axvline(50, color=GREY, linewidth=1, linestyle=(0, (4, 2)))
@@ -113,7 +113,7 @@ def length_control(results: Results) -> Figure | None:
     if not rows:
         return None
     rows = sorted(rows, key=lambda row: row["controlled"])
-    style = looks(names(results))
+    style = variant_looks(results)
     fig = figure(7.6, 1.15 + 0.32 * len(rows))
     axes = fig.add_subplot()
     axes.axvline(50, color=GREY, linewidth=1, linestyle=(0, (4, 2)))

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+PALEST = 0.6  # of the way to white: still seen on it
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 GREY = "#6b7280"
@@ -71,12 +72,37 @@ class Look:
     dash: Any
 
 
-def looks(variants: Sequence[str]) -> dict[str, Look]:
-    """A look for each variant by its place; 7 x 11 x 4 combinations before one repeats."""
+def looks(variants: Sequence[str], losses: Sequence[str] | None = None) -> dict[str, Look]:
+    """A look for each variant by its place: those of one loss share a hue, from its full colour to a pale one.
+
+    Args:
+        variants: Names.
+        losses: The loss of each; None where every one is a family of its own.
+    """
+    families: dict[str, list[str]] = {}
+    for name, loss in zip(variants, losses or variants, strict=True):
+        families.setdefault(loss, []).append(name)
+    place = {name: i for i, name in enumerate(variants)}
     return {
-        name: Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], DASHES[(i // len(COLOURS) + i) % len(DASHES)])
-        for i, name in enumerate(variants)
+        name: Look(
+            _paler(COLOURS[i % len(COLOURS)], PALEST * k / max(len(members) - 1, 1)),
+            MARKERS[place[name] % len(MARKERS)],
+            DASHES[(i // len(COLOURS) + place[name]) % len(DASHES)],
+        )
+        for i, members in enumerate(families.values())
+        for k, name in enumerate(members)
     }
+
+
+def variant_looks(results: Mapping[str, Any]) -> dict[str, Look]:
+    """The look of every variant of a comparison, the same in every figure."""
+    return looks(names(results), [entry["loss"] for entry in results["variants"]])
+
+
+def _paler(colour: str, share: float) -> str:
+    """A colour mixed with white."""
+    parts = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(part + share * (255 - part)):02X}" for part in parts)
 
 
 def names(results: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from prefopt.analysis.sentences import listed
+from prefopt.analysis.sentences import listed, spread_over
 from prefopt.report.selftest import selftest_table
 from prefopt.report.tables.plain import PLAIN
 from prefopt.report.tables.table import VARIANT, Column, Table
@@ -13,42 +13,59 @@ from prefopt.report.tables.table import VARIANT, Column, Table
 Row = Mapping[str, Any]
 
 
+BROKEN = (Column("broken", "broken samples", "text", help="What is wrong with its samples; see the warning."),)
 UNUSABLE = (Column("unusable", "unusable, %", "percent", 1, "Above 1 %, the verdict is that of the worst case."),)
 
 
-def _leaderboard(r: Row) -> Table:
-    gold = bool(r["rewards"])
-    judged = bool(r["versus_reference"])
-    wins = (
-        Column("verdict", "verdict", "verdict", help="Against the reference, after Holm's correction."),
-        Column("win_rate", "win rate, %", "percent", 1, "Against the reference, ties one half; 95 % interval."),
-        Column("controlled", "at equal length, %", "percent", 1, "Win rate with the effect of length taken out."),
-        Column("rank", "rank", "text", help="Places that the ratings leave open, corrected for the number of pairs."),
-        Column("mde", "visible from, points", "points", 1, "Difference seen in four of five repetitions."),
-    )
-    rewards = (
-        Column("reward", "reward gain", "number", 2, "Mean gold reward of samples minus the reference's, paired."),
-    )
-    return Table(
-        "leaderboard",
-        "Leaderboard",
-        (
-            VARIANT,
-            *(wins if judged else ()),
-            *(rewards if gold else ()),
-            Column("kl", "KL, nats", "number", 2, "To the reference, per sequence, on its own samples."),
-            Column("accuracy", "pair accuracy, %", "percent", 1, "Held-out pairs ordered rightly by the log-ratio."),
-            Column("length", "length ratio", "number", 2, "Tokens of a sample, relative to the reference."),
-            Column("seeds", "seeds", "text", help="Finished of planned."),
-            Column("learning_rate", "learning rate", "text"),
-            Column("hyperparameters", "hyperparameters", "text"),
-            Column("train_s", "training, s", "number", 0, "Per run, mean over seeds."),
-        ),
-        r["leaderboard"],
-        "Against the reference, best first. Intervals are 95 %, over seeds and prompts."
-        if judged
-        else "In the order of the configuration. Intervals are 95 %, over seeds and prompts.",
-    )
+def leaderboard(r: Row) -> Table:
+    """One row a variant: what is known of it against the reference, and how it was trained.
+
+    What is read first stands first: a screen of 1280 points shows it without scrolling. With one seed there are no
+    verdicts, and no column of them.
+    """
+    judged, several = bool(r["versus_reference"]), len(r["seeds"]) > 1
+    gold, broken = bool(r["rewards"]), any(row["broken"] for row in r["leaderboard"])
+    varied = varied_settings(r["variants"])
+    columns = (
+        VARIANT,
+        *((VERDICT,) if judged and several else ()),
+        *(BROKEN if broken else ()),
+        *((WIN_RATE,) if judged else ()),
+        *((REWARD,) if gold else ()),
+        Column("kl", "KL, nats", "number", 2, "To the reference, per sequence, on its own samples."),
+        Column("accuracy", "pair accuracy, %", "percent", 1, "Held-out pairs ordered rightly by the log-ratio."),
+        *(Column(f"setting {name}", name, "setting", help="A setting that variants of one loss differ in.")
+          for name in varied),
+        Column("seeds", "seeds", "text", help="Finished of planned."),
+        *(one for one in MORE_WINS if any(row[one.key] not in (None, "–") for row in r["leaderboard"])),
+        Column("length", "length ratio", "number", 2, "Tokens of a sample, relative to the reference."),
+        *(() if "learning rate" in varied else (Column("learning_rate", "learning rate", "text"),)),
+        Column("hyperparameters", "hyperparameters", "text"),
+        Column("train_s", "training, s", "number", 0, "Per run, mean over seeds."),
+    )  # fmt: skip
+    rows = [{**row, **{f"setting {key}": row["settings"].get(key) for key in varied}} for row in r["leaderboard"]]
+    order = "Against the reference, best first" if judged else "In the order of the configuration"
+    return Table("leaderboard", "Leaderboard", columns, rows, f"{order}. Intervals are 95 %, over {spread_over(r)}.")
+
+
+VERDICT = Column("verdict", "verdict", "verdict", help="Against the reference, after Holm's correction.")
+WIN_RATE = Column("win_rate", "win rate, %", "percent", 1, "Against the reference, ties one half; 95 % interval.")
+REWARD = Column("reward", "reward gain", "number", 2, "Mean gold reward of samples minus the reference's, paired.")
+MORE_WINS = (
+    Column("controlled", "at equal length, %", "percent", 1, "Win rate with the effect of length taken out."),
+    Column("rank", "rank", "text", help="Places that the ratings leave open, corrected for the number of pairs."),
+    Column("mde", "visible from, points", "points", 1, "A true difference seen in four of five repetitions."),
+)
+
+
+def varied_settings(variants: Sequence[Row]) -> list[str]:
+    """The hyperparameters, and the learning rate, that variants of one loss differ in."""
+    names: dict[str, None] = {}
+    for loss in dict.fromkeys(entry["loss"] for entry in variants):
+        own = [entry["settings"] for entry in variants if entry["loss"] == loss]
+        keys = dict.fromkeys(key for settings in own for key in settings)
+        names.update(dict.fromkeys(key for key in keys if len({str(one.get(key)) for one in own}) > 1))
+    return list(names)
 
 
 def _pairwise(name: str, title: str, rows: Sequence[Row], note: str) -> Table:
@@ -210,7 +227,7 @@ def _variants(r: Row) -> Table:
 
 
 COMPUTED: Mapping[str, Callable[[Row], Table]] = {
-    "leaderboard": _leaderboard,
+    "leaderboard": leaderboard,
     "versus_reference": _versus_reference,
     "pairs": _pairs,
     "matrix": _matrix,

@@ -62,6 +62,24 @@ PLAIN = (
         "tau is fitted on other prompts than those it is judged on.",
     ),
     Plain(
+        "ranking",
+        "Who ranks held-out pairs better",
+        (
+            Column("a", "variant", "text"),
+            Column("b", "opponent", "text"),
+            Column("outcome", "outcome", "text", help="By accuracy, at the 5 % level after Holm's correction."),
+            Column("accuracy", "difference of accuracy, points", "percent", 1, "By the log-ratio, on the same pairs."),
+            Column("p_accuracy", "p (Holm)", "p"),
+            Column("margin", "difference of margin, nats", "number", 2, "Of log-ratios; a larger one is not a better."),
+            Column("p_margin", "p of it (Holm)", "p"),
+            Column("n_seeds", "seeds", "count"),
+            Column("n_prompts", "prompts", "count"),
+        ),
+        "ranking",
+        "Paired by seed and prompt, clustered by both, corrected within the comparisons with the reference and within "
+        "those of two variants. It is about ranking given responses and says nothing about what a policy writes.",
+    ),
+    Plain(
         "displacement",
         "What happened to the likelihoods",
         (
@@ -128,12 +146,28 @@ PLAIN = (
         "text",
     ),
     Plain(
+        "health",
+        "Are the samples still text?",
+        (
+            VARIANT,
+            Column("empty", "empty answers, %", "percent", 1, "Nothing but white space."),
+            Column("reference_empty", "of the reference, %", "percent", 1),
+            Column("kl_per_token", "KL per token, nats", "number", 3, "From 1 nat on, a run counts as broken."),
+            Column("repeats", "compression, of the reference's", "number", 2, "From 1.5 on, a run counts as broken."),
+            Column("variety", "distinct-2, of the reference's", "number", 2, "Down from 0.5, a run counts as broken."),
+            Column("brief", "broken", "text", help="What is beyond its limit at one seed or more."),
+        ),
+        "health",
+        "Means over seeds; a run counts as broken, too, where a tenth more of its answers are empty than the "
+        "reference's.",
+    ),
+    Plain(
         "cost",
         "Cost of a run",
         (
             VARIANT,
             Column("train_s", "training, s", "number", 1),
-            Column("evaluate_s", "held-out pairs, s", "number", 1),
+            Column("evaluate_s", "scoring, s", "number", 1, "Of its samples, and of the held-out pairs."),
             Column("sample_s", "sampling, s", "number", 1),
             Column("pairs_per_s", "pairs / s", "number", 2),
             Column("tokens_per_s", "tokens / s", "number", 0),

@@ -11,7 +11,7 @@ import pandas as pd
 
 from prefopt.analysis.sentences import p_value
 
-Kind = Literal["text", "count", "number", "percent", "points", "p", "verdict"]
+Kind = Literal["text", "count", "number", "percent", "points", "p", "verdict", "setting"]
 Row = Mapping[str, Any]
 DASH = "–"
 
@@ -23,7 +23,8 @@ class Column:
     Attributes:
         key: Where the value is in a row; its name in the CSV, where an interval {value, low, high} takes three columns.
         label: The heading, with the unit.
-        kind: How a value is shown; ``percent`` and ``points`` are stored as fractions.
+        kind: How a value is shown; ``percent`` and ``points`` are stored as fractions, and a ``setting`` is a number as
+            short as it can be written, or a word.
         digits: Decimals shown.
         help: What it means, in a sentence.
     """
@@ -74,6 +75,8 @@ def _plain(value: Any, column: Column) -> str:
         return DASH
     if column.kind in ("text", "verdict"):
         return str(value)
+    if column.kind == "setting":
+        return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
     if column.kind == "points" and value > 0.5:
         return "> 50"
     if column.kind == "count":
@@ -100,7 +103,7 @@ def to_frame(table: Table) -> pd.DataFrame:
         if any(isinstance(value, Mapping) for value in values):
             for part, suffix in (("value", ""), ("low", "_low"), ("high", "_high")):
                 columns[column.key + suffix] = [None if value is None else value.get(part) for value in values]
-        elif column.kind in ("text", "verdict"):
+        elif column.kind in ("text", "verdict") or any(isinstance(value, str) for value in values):
             columns[column.key] = [None if value is None else spreadsheet_safe(str(value)) for value in values]
         else:
             columns[column.key] = values
@@ -120,6 +123,34 @@ def markdown_safe(text: str) -> str:
     """``text`` as Markdown that shows it and does nothing else."""
     text = "".join(ch if ch.isprintable() else " " for ch in text).replace("&", "&amp;")
     return re.sub(r"(https?|ftp):", r"\1\\:", _MARKDOWN.sub(r"\\\1", text))
+
+
+def to_latex(table: Table) -> str:
+    """The table for a paper that loads booktabs, numbers to the right, every mark of LaTeX as a letter."""
+    heads = [_latex_text(column.label) for column in table.columns]
+    cells = [[_latex_text(show(row.get(column.key), column)) for column in table.columns] for row in table.rows]
+    sides = "".join("l" if column.kind in ("text", "verdict") else "r" for column in table.columns)
+    lines = [r"\begin{tabular}{" + sides + "}", r"\toprule", _latex_row(heads), r"\midrule"]
+    lines += [*map(_latex_row, cells), r"\bottomrule", r"\end{tabular}"]
+    note = "".join(ch if ch.isprintable() else " " for ch in f"{table.title}. {table.note}").strip()
+    return f"% {note}\n" + "\n".join(lines) + "\n"
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "[": "{[}", "]": "{]}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", "−": "$-$", "–": "--", "±": r"$\pm$", "√": r"$\surd$",
+    "θ": r"$\theta$", "φ": r"$\varphi$", "τ": r"$\tau$", "“": "``", "”": "''", '"': "''",
+}  # fmt: skip
+
+
+def _latex_text(text: str) -> str:
+    """``text`` that LaTeX prints as it is; a row that begins with a bracket is no option of the one above."""
+    return "".join(_LATEX.get(ch, ch if ch.isprintable() else " ") for ch in text)
 
 
 def to_markdown(table: Table) -> str:
