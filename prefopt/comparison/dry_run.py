@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -63,10 +64,11 @@ def plan(config: Config, *, progress: Progress) -> dict[str, Any]:
     task = load_task(config.task.name, cache=cache_dir() / "tasks")
     progress.stage("loading the model", 0, 1)
     base = load_base(settings.name, dtype=settings.dtype, quantization=settings.quantization, device=device)
-    pairs, prompts = _pairs(config, own, task, base, progress)
+    pairs, prompts, facts = _pairs(config, own, task, base, progress)
     model = AdaptedModel.wrap(base, config.lora, size=len(config.variants) + 1)
     probe = _probe(config, model, pairs, prompts, progress)
-    return _counts(config, model, pairs, prompts) | _estimates(config, probe, _sampled_tokens(config, prompts))
+    counts = _counts(config, model, pairs, prompts) | _exposure(config, own, pairs) | facts
+    return counts | _estimates(config, probe, _sampled_tokens(config, prompts))
 
 
 def _probe(
@@ -107,6 +109,18 @@ def _counts(
     }
 
 
+def _exposure(config: Config, own: OwnPairs | None, pairs: Sequence[TokenPair]) -> dict[str, Any]:
+    """How many of the training pairs a run will see; pairs of a task are not made yet, and at most so many."""
+    made = config.pairs
+    there = len(pairs) if own is not None else made.prompts * comb(made.samples, 2)
+    taken = config.train.steps * config.train.pairs_per_step
+    return {
+        "training pairs": there if own is not None else f"at most {there}",
+        "pairs that a run sees": f"{min(taken, there)} ({100 * min(1.0, taken / there):.0f} %)",
+        "epochs": round(taken / there, 2),
+    }
+
+
 def _sampled_tokens(config: Config, prompts: Sequence[tuple[int, ...]]) -> int:
     """Tokens that all policies and the reference sample, at all seeds, if none ends early."""
     evaluation = config.evaluation
@@ -130,11 +144,16 @@ def _estimates(config: Config, probe: Probe, sampled: int) -> dict[str, Any]:
 
 def _pairs(
     config: Config, own: OwnPairs | None, task: Task, base: Base, progress: Progress
-) -> tuple[list[TokenPair], Sequence[tuple[int, ...]]]:
-    """Training pairs and evaluation prompts: the user's, or the task's prompts with random responses of full length."""
+) -> tuple[list[TokenPair], Sequence[tuple[int, ...]], dict[str, Any]]:
+    """Training pairs and evaluation prompts: the user's, or the task's prompts with random responses of full length.
+
+    Counts of the rest of the data come with them.
+    """
     if own is not None:
         prepared = own_pairs(config, own, base, progress)
-        return list(prepared.train), prepared.prompts.ids
+        asked = prepared.prompts.ids
+        facts = {"rows dropped": prepared.facts["dropped_rows"], "held-out pairs": len(prepared.heldout)}
+        return list(prepared.train), asked, {**facts, "evaluation prompts": len(asked)}
     texts = task_prompts(config, task, base)
     source = np.random.default_rng(0)
 
@@ -143,7 +162,7 @@ def _pairs(
 
     prompts = base.encode(texts.train)
     pairs = [TokenPair(prompt, draw(), draw(), i, i, 1.0, 0.0, True, True) for i, prompt in enumerate(prompts)]
-    return pairs, base.encode(texts.evaluation)
+    return pairs, base.encode(texts.evaluation), {"evaluation prompts": len(texts.evaluation)}
 
 
 def _time_steps(config: Config, model: AdaptedModel, pairs: list[TokenPair]) -> tuple[Fit, float, float]:

@@ -229,6 +229,9 @@ def test_dry_run_plans_and_writes_nothing(
     assert run(monkeypatch, words) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["runs"] == 6
+    assert plan["pairs that a run sees"] == "12 (67 %)"
+    assert plan["training pairs"] + plan["held-out pairs"] == 24
+    assert (plan["epochs"], plan["rows dropped"], plan["evaluation prompts"]) == (0.67, 0, 3)
     assert plan["peak memory of a group, GiB"] > 0
     assert not (tmp_path / "results").exists()
 
