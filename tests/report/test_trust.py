@@ -15,13 +15,18 @@ from matplotlib.colors import to_rgb
 from synthetic import DEFAULT_VARIANTS, World
 
 from prefopt.analysis import claims, leading
+from prefopt.analysis.analyse import analyse
+from prefopt.analysis.load import load
 from prefopt.analysis.power import measured
 from prefopt.errors import UsageError
 from prefopt.report import build
 from prefopt.report.figures.style import looks
-from prefopt.report.glossary import glossary
-from prefopt.report.tables.computed import varied_settings
-from prefopt.report.tables.table import Column, Table, to_latex
+from prefopt.report.glossary import first_terms, glossary
+from prefopt.report.markdown import subtitle_bits
+from prefopt.report.methods import methods
+from prefopt.report.prose import CAPTIONS
+from prefopt.report.tables.computed import build_tables, leaderboard, varied_settings
+from prefopt.report.tables.table import Column, Table, to_latex, to_markdown
 from prefopt.storage import formats
 from prefopt.storage.results import ResultsFolder
 
@@ -33,10 +38,14 @@ def read(folder: Path) -> dict[str, Any]:
     return value
 
 
+def analysed(root: Path, **more: bool) -> dict[str, Any]:
+    """What results.json will hold, without the seconds that figures take."""
+    value: dict[str, Any] = json.loads(json.dumps(analyse(load(root), **more), allow_nan=False))
+    return value
+
+
 def built(world: World, root: Path) -> dict[str, Any]:
-    world.write(root)
-    build(root)
-    return read(root)
+    return analysed(world.write(root))
 
 
 def titles(found: dict[str, Any]) -> list[str]:
@@ -85,8 +94,7 @@ def test_one_broken_seed_is_named(tmp_path: Path) -> None:
     frame = pd.read_parquet(path)
     frame["kl"] = 2.0 * frame["n_tokens"]
     formats.write_frame(path, frame)
-    build(tmp_path)
-    assert "dpo at seed 1: it lies 2.0 nats a token" in read(tmp_path)["warnings"][0]["text"]
+    assert "dpo at seed 1: it lies 2.0 nats a token" in analysed(tmp_path)["warnings"][0]["text"]
 
 
 BLIND = {
@@ -144,11 +152,9 @@ def test_the_best_judge_leads_and_another_can_be_chosen(tmp_path: Path) -> None:
         return leading.judges_in_order(folder, folder.judgements())
 
     assert order() == ["file:people", "openai:sound", "lm:a-little-less", "lm:blind"]
-    build(tmp_path)
-    assert read(tmp_path)["setup"]["judge"] == "file:people"
+    assert analysed(tmp_path)["setup"]["judge"] == "file:people"
     leading.choose(folder, "openai:sound")
-    build(tmp_path)
-    assert read(tmp_path)["setup"]["judge"] == "openai:sound" == measured(tmp_path)[1]["judge"]
+    assert analysed(tmp_path)["setup"]["judge"] == "openai:sound" == measured(tmp_path)[1]["judge"]
     with pytest.raises(UsageError, match="did you mean openai:sound"):
         leading.choose(folder, "openai:soud")
     leading.choose(folder, None)
@@ -173,8 +179,7 @@ def rerun_of_a_part(root: Path, *, seeds_known: bool) -> World:
 @pytest.mark.parametrize("seeds_known", [True, False])
 def test_a_rerun_of_a_part_keeps_the_others_whole(tmp_path: Path, seeds_known: bool) -> None:
     rerun_of_a_part(tmp_path, seeds_known=seeds_known)
-    build(tmp_path)
-    found = read(tmp_path)
+    found = analysed(tmp_path)
     board = {row["variant"]: row for row in found["leaderboard"]}
     assert {name: row["seeds"] for name, row in board.items()} == {"dpo": "4/4", "simpo": "3/3", "ipo": "3/3"}
     assert {row["loss"] for row in found["variants"]} == {"dpo", "simpo", "ipo"}
@@ -199,8 +204,7 @@ def test_no_interval_leaves_what_is_possible(tmp_path: Path) -> None:
         frame["n_tokens"] = np.maximum(1, (frame["n_tokens"] * factor / 3).astype(int))
         frame["finished"] = seed == 0
         formats.write_frame(path, frame)
-    build(tmp_path)
-    found = read(tmp_path)
+    found = analysed(tmp_path)
     row = {key: next(row for row in found[key] if row["variant"] == "dpo") for key in ("kl", "text")}
     for value in (row["kl"]["kl"], row["kl"]["per_token"], row["text"]["ratio"], row["text"]["tokens"]):
         assert 0 < value["low"] < value["value"] < value["high"]
@@ -216,24 +220,22 @@ def test_pairs_that_no_run_has_seen_are_counted(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
     manifest["data"].update(train_pairs=1231, dropped_rows=7)
     formats.write_json(tmp_path / "manifest.json", manifest)
-    build(tmp_path)
-    found = read(tmp_path)
+    found = analysed(tmp_path)
     assert found["exposure"] == {
         "train_pairs": 1231, "seen": 480, "share": pytest.approx(0.39, abs=0.001),
         "epochs": pytest.approx(0.39, abs=0.001), "dropped_rows": 7,
     }  # fmt: skip
     warning = next(one for one in found["warnings"] if one["title"] == "Trained on 39 % of the pairs")
     assert warning["level"] == "warn"
-    text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert "480 of 1231 pairs trained on" in text
-    assert "480 of 1231 pairs, 0.39 epochs, after 7 rows that could not be used" in text
+    assert "480 of 1231 pairs trained on" in subtitle_bits(found)
+    assert "480 of 1231 pairs, 0.39 epochs, after 7 rows that could not be used" in methods(found)[0]
 
 
 def test_one_seed_never_speaks_of_seeds(tmp_path: Path) -> None:
-    built(World(**SMALL, seeds=1), tmp_path)
-    text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert "Intervals are 95 %, over prompts alone." in text
-    assert "over seeds and prompts." not in text.partition("## Methods")[0]
+    found = built(World(**SMALL, seeds=1), tmp_path)
+    assert "Intervals are 95 %, over prompts alone." in leaderboard(found).note
+    assert not [name for name, table in build_tables(found).items() if "over seeds and prompts" in table.note]
+    assert not [text for text in CAPTIONS.values() if "over seeds and prompts" in text]
 
 
 def test_words_say_what_the_numbers_are(tmp_path: Path) -> None:
@@ -241,9 +243,7 @@ def test_words_say_what_the_numbers_are(tmp_path: Path) -> None:
     assert "settled in four of five repetitions" in found["answers"][-1]
     assert "to be told from it" not in " ".join(found["answers"])
     assert not any("INCONCLUSIVE" in one["text"] for one in found["warnings"]), "nothing here is inconclusive"
-    columns = pd.read_csv(tmp_path / "tables" / "cost.csv").columns
-    assert "evaluate_s" in columns
-    assert "| scoring, s |" in (tmp_path / "tables" / "cost.md").read_text(encoding="utf-8")
+    assert "| scoring, s |" in to_markdown(build_tables(found)["cost"])
 
 
 def test_without_a_judge_held_out_pairs_are_compared_as_what_they_are(tmp_path: Path) -> None:
@@ -293,11 +293,9 @@ def test_the_recommendation_takes_no_broken_model(tmp_path: Path, broken: Path) 
 
 def test_a_comparison_under_way_is_reported_as_that(tmp_path: Path) -> None:
     World(**SMALL, missing=frozenset({("ipo", 2), ("simpo", 2)})).write(tmp_path)
-    build(tmp_path, running=True)
-    assert "Still running: 13 of 15 runs so far" in titles(read(tmp_path))
-    assert "Runs did not finish" not in titles(read(tmp_path))
-    build(tmp_path)
-    assert "Runs did not finish" in titles(read(tmp_path))
+    assert "Still running: 13 of 15 runs so far" in titles(analysed(tmp_path, running=True))
+    assert "Runs did not finish" not in titles(analysed(tmp_path, running=True))
+    assert "Runs did not finish" in titles(analysed(tmp_path))
 
 
 def test_first_words_and_the_glossary_explain_what_is_used(broken: Path, tmp_path: Path) -> None:
@@ -311,12 +309,12 @@ def test_first_words_and_the_glossary_explain_what_is_used(broken: Path, tmp_pat
     assert "INCOMPLETE" not in words
     unjudged = dict(glossary(built(World(**SMALL, gold=False, variants={"dpo": DEFAULT_VARIANTS["dpo"]}), tmp_path)))
     assert not {"win rate", "Holm", "reward gain", "rank"} & set(unjudged)
-    assert "noop" not in (tmp_path / "report.html").read_text(encoding="utf-8").partition('id="leaderboard"')[0]
+    assert not [text for text in first_terms(analysed(tmp_path)) if "noop" in text]
 
 
 def test_one_seed_is_said_once_and_not_for_each_variant(tmp_path: Path) -> None:
     found = built(World(**SMALL, seeds=1), tmp_path)
-    assert "verdict" not in pd.read_csv(tmp_path / "tables" / "leaderboard.csv")
+    assert "verdict" not in {column.key for column in leaderboard(found).columns}
     said = [*found["answers"], *(row["sentence"] for row in (*found["versus_reference"], *found["pairs"]))]
     assert not [sentence for sentence in said if "once" in sentence or "not about the loss" in sentence]
     assert found["answers"][0].startswith("Against the reference, in one training run of each: dpo wins")
