@@ -152,6 +152,7 @@ def _setup(comparison: Comparison, judge: str | None) -> Row:
         "packages": manifest.packages,
         "hashes": manifest.hashes,
         "command": manifest.command_line,
+        "earlier_commands": list(manifest.earlier_commands),
         "commit": manifest.commit,
         "version": manifest.prefopt_version,
         "determinism": _described(manifest.determinism),

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from prefopt.analysis.sentences import counted
+from prefopt.report.glossary import first_terms, glossary
 from prefopt.report.methods import SOURCES, methods, reproduce
 from prefopt.report.prose import CAPTIONS, Section, sections
 from prefopt.report.tables.table import Table, markdown_safe, to_markdown
@@ -20,7 +21,8 @@ _SIGN = {"danger": "⛔", "warn": "⚠️", "note": "ℹ️"}
 def render(results: Row, tables: Mapping[str, Table], figures: Collection[str]) -> str:
     """The whole page; figures are linked as SVG."""
     parts = [f"# {markdown_safe(results['name'])}", markdown_safe(" · ".join(subtitle_bits(results)))]
-    parts.append("\n".join(f"- {markdown_safe(sentence)}" for sentence in results["answers"]))
+    said = [*results["answers"], *results["recommendation"], *first_terms(results)]
+    parts.append("\n".join(f"- {markdown_safe(sentence)}" for sentence in said))
     parts.extend(
         f"> {_SIGN[one['level']]} **{markdown_safe(one['title'])}.** {markdown_safe(one['text'])}"
         for one in results["warnings"]
@@ -35,6 +37,8 @@ def render(results: Row, tables: Mapping[str, Table], figures: Collection[str]) 
     parts.extend(
         ["## Conditions and runs", *(_table(tables, name) for name in ("variants", "seeds", "conditions", "checks"))]
     )
+    parts.append("## Glossary")
+    parts.append("\n".join(f"- **{markdown_safe(term)}**: {markdown_safe(said)}" for term, said in glossary(results)))
     parts.extend(["## Methods", *(markdown_safe(text) for text in methods(results))])
     parts.append(
         "\n".join(

@@ -14,7 +14,8 @@ Row = Mapping[str, Any]
 def methods(results: Row) -> list[str]:
     """Paragraphs for a paper, with this comparison's numbers in them."""
     judged = [*_judging(results), RATINGS] if results["setup"]["judge"] is not None else []
-    return [_training(results), *judged, DIVERGENCE]
+    ranked = [RANKING] if results["ranking"] and results["setup"]["judge"] is None else []
+    return [_training(results), *judged, *ranked, DIVERGENCE]
 
 
 def _training(results: Row) -> str:
@@ -78,13 +79,20 @@ RATINGS = (
     "have intervals from two-way bootstrap refits over seeds and prompts; ranges of ranks are corrected for the number "
     "of pairs (Bonferroni)."
 )
+RANKING = (
+    "Variants were compared on the same held-out pairs: differences of accuracy, and of log-ratio margin, paired by seed "
+    "and prompt, with two-way clustered variance V = V_seed + max(V_prompt − V_rest, 0) and p-values corrected by Holm's "
+    "method, apart for comparisons with the reference and for pairs of variants. They say who ranks given responses "
+    "better, not who writes better ones."
+)
 DIVERGENCE = (
     "The KL to the reference is that of the policy's own samples, the exact divergence of the two next-token "
     "distributions summed over positions (the Rao-Blackwellised estimate), in nats. The log-ratio margin of a "
     "held-out pair is (log π(y_w|x) − log π_ref(y_w|x)) − (log π(y_l|x) − log π_ref(y_l|x)), summed over response "
     "tokens; accuracy counts ties one half. Calibrated margins are τ times that margin, with τ from a logistic "
     "regression without intercept on the other folds' prompts. Rewards at equal KL are read off straight lines in "
-    "√KL between the reference and a policy."
+    "√KL between the reference and a policy. Intervals of KL, lengths and their ratios are made on the logarithmic "
+    "scale, those of shares in log-odds."
 )
 
 
@@ -116,6 +124,7 @@ def reproduce(results: Row) -> list[tuple[str, str]]:
     """(what, command or value) pairs that lead back to these numbers."""
     setup = results["setup"]
     steps = [("Run it again", setup["command"])] if setup["command"] else []
+    steps.extend(("Made before it in the same folder", line) for line in setup["earlier_commands"])
     steps.append(("Make this page again, without a model", f"prefopt report results/{results['name']}"))
     if setup["commit"]:
         steps.append(("Commit", str(setup["commit"])))

@@ -368,7 +368,7 @@ def test_what_a_judges_own_run_found_is_shown(tmp_path: Path) -> None:
     analysed = read(tmp_path)
     (row,) = analysed["judges"]
     assert (row["position_consistency"], row["first_position"], row["controls_passed"]) == (0.55, 0.7, "1 of 2")
-    assert analysed["warnings"][0]["title"] == "Judge oracle is unreliable"
+    assert analysed["warnings"][0]["title"] == "Judge oracle is not to be trusted"
     assert "a constant answer" in analysed["warnings"][0]["text"]
     table = pd.read_csv(tmp_path / "tables" / "judge_controls.csv")
     assert table[["control", "win_rate", "verdict"]].to_numpy().tolist() == [
