@@ -80,10 +80,10 @@ RATINGS = (
     "of pairs (Bonferroni)."
 )
 RANKING = (
-    "Variants were compared on the same held-out pairs: differences of accuracy, and of log-ratio margin, paired by seed "
-    "and prompt, with two-way clustered variance V = V_seed + max(V_prompt − V_rest, 0) and p-values corrected by Holm's "
-    "method, apart for comparisons with the reference and for pairs of variants. They say who ranks given responses "
-    "better, not who writes better ones."
+    "Variants were compared on the same held-out pairs: differences of accuracy, and of log-ratio margin, paired by "
+    "seed and prompt, with two-way clustered variance V = V_seed + max(V_prompt − V_rest, 0) and p-values corrected by "
+    "Holm's method, apart for comparisons with the reference and for pairs of variants. They say who ranks given "
+    "responses better, not who writes better ones."
 )
 DIVERGENCE = (
     "The KL to the reference is that of the policy's own samples, the exact divergence of the two next-token "
