@@ -16,6 +16,7 @@ import synthetic
 
 from prefopt import selftest
 from prefopt.selftest.control import Control
+from prefopt.storage import locks
 
 run = command.run
 
@@ -42,16 +43,24 @@ def test_claims_and_verdicts_of_people_on_a_whole_comparison(
     rows = [json.loads(line) for line in blank.read_text(encoding="utf-8").splitlines()]
     assert rows
     blank.write_text("".join(json.dumps({**row, "verdict": "tie"}) + "\n" for row in rows), encoding="utf-8")
-    assert run(monkeypatch, ["judge", str(root), "--judge", f"file:{blank}", "--quiet"]) == 0
     capsys.readouterr()
+    assert run(monkeypatch, ["judge", str(root), "--judge", f"file:{blank}"]) == 0
+    shown = capsys.readouterr().out
+    assert "win rate, %" in shown
+    assert f"report: {root / 'report.html'}" in shown
+    assert "file:people" in (root / "report.md").read_text(encoding="utf-8"), "the report is that of the new verdicts"
     assert run(monkeypatch, [*words[:-1], "--assert", "noop >= dpo - 0.02", "--assert", "dpo <= 0.5"]) == 0
     assert '"noop >= dpo - 0.02" holds: dpo 50.0 %, noop 50.0 %' in capsys.readouterr().out
     assert run(monkeypatch, [*words, "--assert", "noop > dpo", "--assert", "dpo <= 0.5"]) == 7
     problem = capsys.readouterr().err
     assert '"noop > dpo" fails' in problem
     assert "dpo <= 0.5" not in problem
-    assert run(monkeypatch, ["report", str(root)]) == 0
-    assert "file:people" in (root / "report.md").read_text(encoding="utf-8")
+    with locks.hold(root):  # another process at work does not keep anybody from looking
+        assert run(monkeypatch, ["report", str(root), "--judge", "file:people"]) == 0
+    assert "in use by process" in capsys.readouterr().err
+    assert json.loads((root / "results.json").read_text(encoding="utf-8"))["running"] is True
+    assert run(monkeypatch, ["report", str(root), "--judge", "file:peopel"]) == 2
+    assert "did you mean file:people" in capsys.readouterr().err
 
 
 def test_local_model_judges_from_the_command_line(
