@@ -10,7 +10,9 @@ REFERENCE_TOO = [("reference", 0), ("reference", 1)]
 
 def manifest(command: str, **seeds: list[int]) -> Manifest:
     variants = tuple({"variant": name, "seeds": own} for name, own in seeds.items())
-    return Manifest(command=(command,), variants=variants, seeds=tuple(sorted(set(sum(seeds.values(), [])))))
+    return Manifest(
+        command=(command,), variants=variants, seeds=tuple(sorted({seed for own in seeds.values() for seed in own}))
+    )
 
 
 def planned(now: Manifest) -> dict[str, tuple[int, ...]]:
