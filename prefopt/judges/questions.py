@@ -52,8 +52,9 @@ def questions(folder: ResultsFolder, *, pairs: str = "reference", prompts: int |
     Raises:
         UsageError: If there is no text to judge.
     """
-    planned = folder.manifest().variant_names
     done = {key for key, run in folder.runs().items() if run.is_complete}
+    others = sorted({name for name, _ in done} - {REFERENCE})  # of earlier commands, where the manifest forgot them
+    planned = dict.fromkeys([*folder.manifest().variant_names, *others])
     samples = folder.frames("samples.parquet", SAMPLE_COLUMNS)
     if len(samples):
         samples = samples[[key in done for key in zip(samples["variant"], samples["seed"], strict=True)]]
