@@ -126,7 +126,7 @@ def check(folder: ResultsFolder, claims: Sequence[Claim]) -> list[Outcome]:
 def _outcome(claim: Claim, frame: pd.DataFrame, manifest: Manifest) -> Outcome:
     for name in sorted(claim.names):
         there = frame[(frame["variant"] == name) & (frame["n"] > 0)]["seed"].unique()
-        lacking = sorted({*manifest.planned_seeds(name)} - {*map(int, there)})
+        lacking = sorted({*(manifest.planned_seeds(name) or manifest.seeds)} - {*map(int, there)})
         if lacking or not len(there):
             where = f" at seed {lacking[0]}" if lacking else ""
             raise ClaimError(f'"{claim.text}" cannot be checked: {name} has no win rate{where}')

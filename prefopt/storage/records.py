@@ -183,8 +183,9 @@ class Manifest:
 
     def as_dict(self) -> dict[str, Any]:
         """What ``manifest.json`` holds, before it is sealed."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "more"}
-        lists = {name: list(own[name]) for name in _LISTS if isinstance(own[name], tuple)}
+        left_out = {"more"} if self.earlier_commands else {"more", "earlier_commands"}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
+        lists = {name: list(own[name]) for name in _LISTS if isinstance(own.get(name), tuple)}
         return {**self.more, **{name: value for name, value in own.items() if value is not None}, **lists}
 
 

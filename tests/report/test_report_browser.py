@@ -214,13 +214,11 @@ def test_marks_of_a_narrow_page_stay_inside(families: Path) -> None:
         if (own.left < edge.left - 1 || own.right > edge.right + 1) outside.push(mark.tagName);
       });
     });
-    const wide = [...page.querySelectorAll(".card img")].filter((one) => {
-      const card = one.closest(".card").getBoundingClientRect(), own = one.getBoundingClientRect();
-      return own.left < card.left - 1 || own.right > card.right + 1;
-    });
-    return { outside, wide: wide.map((one) => one.alt.slice(0, 20)) };"""
+    const card = page.querySelector("#figure-winrate_forest .card").getBoundingClientRect();
+    const forest = page.querySelector("#figure-winrate_forest img").getBoundingClientRect();
+    return { outside, forest: forest.left >= card.left && forest.right <= card.right };"""
     answer, _ = ask(families, script, width=390)
-    assert answer == {"outside": [], "wide": []}
+    assert answer == {"outside": [], "forest": True}
 
 
 def test_samples_are_searched_and_filtered(folder: Path) -> None:
