@@ -39,8 +39,10 @@ def _take(results: Row, better: Sequence[str]) -> str:
     """The best variant, and those that cannot be told from it."""
     best, beaten = better[0], _beaten(results["pairs"])
     equals = [name for name in better[1:] if (better[0], name) not in beaten]
+    if len(better) == 1:
+        return f"Recommendation: {best}. It alone is shown to beat the reference, and its samples are sound."
     if not equals:
-        return f"Recommendation: {best}. It beats the reference, and no variant that does too comes near it."
+        return f"Recommendation: {best}. It beats the reference, and every other variant that does."
     nearest = _nearest(results, [best, *equals])
     return (
         f"Recommendation: {best}, or {listed(equals)}, which these runs cannot tell from it; all of them beat the "
