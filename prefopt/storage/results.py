@@ -200,7 +200,9 @@ class ResultsFolder:
             part.insert(0, "variant", path.parent.parent.name)
             part.insert(1, "seed", int(path.parent.name.removeprefix("seed-")))
             parts.append(part)
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["variant", "seed", *wanted])
+        if not parts:
+            return pd.DataFrame(columns=["variant", "seed", *wanted], dtype=float)
+        return pd.concat(parts, ignore_index=True)
 
     def _require_unchanged(self, path: Path) -> None:
         """Refuse a run's file that differs from what its ``run.json`` lists."""

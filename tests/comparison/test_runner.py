@@ -64,7 +64,7 @@ def test_a_whole_comparison_and_its_resumption(
         "dpo": (0, 1), "noop": (0, 1, 2), "ipo": (0, 1),
     }  # fmt: skip
     assert manifest.seeds == (0, 1, 2)
-    assert [line.count("dpo,noop,ipo") for line in manifest.earlier_commands] == [0, 1]
+    assert [line.count("dpo,noop,ipo") for line in manifest.earlier_commands] == [1], "it holds all of the first"
     board = json.loads((folder.root / "results.json").read_text(encoding="utf-8"))["leaderboard"]
     assert {row["variant"]: row["seeds"] for row in board} == {"dpo": "2/2", "noop": "3/3", "ipo": "2/2"}
     written = folder.manifest_path.read_bytes()
@@ -226,8 +226,9 @@ def test_dry_run_plans_and_writes_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = arguments(tmp_path, tiny_folder("llama"), "--losses", "dpo,simpo", "--seeds", "0-2", "--dry-run", "--json")
-    assert run(monkeypatch, words) == 0
-    plan = json.loads(capsys.readouterr().out)
+    status, shown = run(monkeypatch, words), capsys.readouterr()
+    assert status == 0, shown.err
+    plan = json.loads(shown.out)
     assert plan["runs"] == 6
     assert plan["pairs that a run sees"] == "12 (67 %)"
     assert plan["training pairs"] + plan["held-out pairs"] == 24
