@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prefopt.cli.console import Console
+from prefopt.cli.console import Console, Style
 from prefopt.cli.options import (
     AsJson,
     ConfigFile,
@@ -78,10 +78,10 @@ def compare(
         config, overrides, losses=losses, seeds=seeds, settings=settings, plugins=plugin, column_map=column_map
     )
     asserted = [parse(text, [variant.name for variant in wanted.variants]) for text in claims or []]
+    if dry_run:
+        _show_plan(wanted, style(quiet, as_json), as_json)
+        return
     with Console(style(quiet, as_json)) as console:
-        if dry_run:
-            _show_plan(wanted, console, as_json)
-            return
         hang_after_s = None if in_process else hang_after
         folder, unfinished, page = _run(
             wanted, results, plugin or [], console, wait=wait, hang_after_s=hang_after_s, isolate=isolate
@@ -89,10 +89,11 @@ def compare(
     _conclude(folder, unfinished, asserted, page, quiet=quiet, as_json=as_json)
 
 
-def _show_plan(config: Config, console: Console, as_json: bool) -> None:
+def _show_plan(config: Config, shown: Style, as_json: bool) -> None:
     from prefopt.comparison.dry_run import plan
 
-    lines = plan(config, progress=console)
+    with Console(shown) as console:
+        lines = plan(config, progress=console)
     print(as_text(lines) if as_json else as_lines(lines, width=28))
 
 
