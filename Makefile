@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 DEVICE ?= auto
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup format check lock test faults bench speed report clean
+.PHONY: setup format check lock test faults bench pipeline speed report clean
 
 setup: $(STAMP)
 
@@ -44,6 +44,10 @@ bench: setup
 	$(BIN)/prefopt compare benchmarks/imdb.toml --device $(DEVICE)
 	$(BIN)/prefopt selftest --out results/imdb
 	test results/imdb/report.html -nt results/imdb/selftest.json || $(BIN)/prefopt report results/imdb
+
+pipeline: setup
+	test -d results/pipeline-reward || $(BIN)/prefopt reward benchmarks/pipeline.toml --device $(DEVICE) --out results/pipeline-reward
+	$(BIN)/prefopt compare benchmarks/pipeline.toml --device $(DEVICE)
 
 speed: setup
 	$(BIN)/python -m benchmarks.speed --device $(DEVICE)

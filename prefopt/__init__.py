@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefopt.contract.loss import ChosenRejected, Loss, OffScaleWarning, PairLogps, TokenStats, hyper
 from prefopt.contract.registry import register
+from prefopt.contract.tasks import register_task
 
 if TYPE_CHECKING:
     from prefopt import losses
@@ -24,6 +25,7 @@ __all__ = [
     "losses",
     "make_loss",
     "register",
+    "register_task",
 ]
 
 

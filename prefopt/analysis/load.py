@@ -32,6 +32,8 @@ class Comparison:
         runs: The record of every run by (variant, seed).
         reference: The reference's, by seed.
         history, pairs, scores, samples: Tidy frames of complete runs (history: of diverged ones too).
+        proxies: Mean reward of a policy's samples by what it was trained by in place of the gold reward, by run.
+        best_of: Further samples of the reference, of which the best of n is taken; empty where there are none.
         judgements: Rows between complete runs, or a complete run and the reference.
         selftest: What the self-test found, or None where it was not run for this folder.
     """
@@ -47,6 +49,8 @@ class Comparison:
     pairs: pd.DataFrame
     scores: pd.DataFrame
     samples: pd.DataFrame
+    proxies: Mapping[tuple[str, int], float]
+    best_of: pd.DataFrame
     judgements: pd.DataFrame
     selftest: Mapping[str, Any] | None
 
@@ -112,6 +116,8 @@ def load(root: Path) -> Comparison:
         pairs=_only(folder.frames("pairs.parquet", schema.PAIR_COLUMNS), done),
         scores=_only(folder.frames("scores.parquet", schema.SCORE_COLUMNS), done),
         samples=_only(folder.frames("samples.parquet", schema.SAMPLE_COLUMNS), done),
+        proxies=_proxies(folder, done),
+        best_of=folder.frames(schema.BEST_OF, schema.BEST_OF_COLUMNS),
         judgements=_judgements(folder, done),
         selftest=_selftest(folder),
     )
@@ -121,6 +127,13 @@ def _planned(manifest: Manifest, runs: Mapping[tuple[str, int], RunRecord], vari
     """The seeds that a variant was planned at, and those it ran at beyond them."""
     ran = {seed for name, seed in runs if name == variant}
     return tuple(sorted({*manifest.planned_seeds(variant), *ran}))
+
+
+def _proxies(folder: results.ResultsFolder, done: set[tuple[str, int]]) -> dict[tuple[str, int], float]:
+    """The mean of the column ``proxy``, for the runs that have it."""
+    paths = {key: folder.run(*key) / "scores.parquet" for key in done}
+    frames = {key: pd.read_parquet(path) for key, path in sorted(paths.items()) if path.is_file()}
+    return {key: float(frame["proxy"].mean()) for key, frame in frames.items() if "proxy" in frame}
 
 
 def _only(frame: pd.DataFrame, keys: set[tuple[str, int]]) -> pd.DataFrame:

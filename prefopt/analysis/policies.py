@@ -19,7 +19,7 @@ CURVES = (
     "loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen",
     "logps/rejected", "logratio/margins", "logratio/accuracies",
 )  # fmt: skip
-MOST_BEST_OF = 16
+BEST_OF = (*range(1, 17), 24, 32, 48, 64, 128, 256, 512, 1024)  # n of best of n
 
 
 def number(value: Any) -> float | None:
@@ -156,6 +156,7 @@ def frontier(
             "kl": number(means.loc[(name, seed), "kl"]),
             "reward": number(means.loc[(name, seed), "reward"]),
             "win_rate": number(win_rates.get(name, {}).get(seed)),
+            **({"proxy": comparison.proxies[name, seed]} if (name, seed) in comparison.proxies else {}),
         }
         for name in names
         for seed in comparison.complete_seeds(name)
@@ -165,24 +166,34 @@ def frontier(
     return {
         "points": points,
         "reference_reward": None if base is None else number(np.nanmean(base)),
-        "best_of_n": _best_of_n(comparison.scores[comparison.scores["variant"] == REFERENCE]),
+        "best_of_n": best_of_n(_for_best_of(comparison)),
     }
 
 
-def _best_of_n(reference: pd.DataFrame) -> list[dict[str, float]]:
-    """Expected gold reward of the best of n reference samples, n = 1, 2, ..., against its bound on the KL.
+def _for_best_of(comparison: Comparison) -> pd.DataFrame:
+    """The reference's samples of which the best is taken: those drawn for it, else those it is evaluated by."""
+    if len(comparison.best_of):
+        return comparison.best_of
+    return comparison.scores[comparison.scores["variant"] == REFERENCE]
 
-    The KL of best-of-n is at most log n - (n - 1) / n (arXiv:2401.01879). The expectation is over all subsets of the
-    samples of a prompt, so it is exact given them.
+
+def best_of_n(reference: pd.DataFrame) -> list[dict[str, float]]:
+    """Expected gold reward of the best of n reference samples, n = 1, 2, ..., against its KL.
+
+    The KL of best-of-n is at most log n - (n - 1) / n (``kl_bound``), and ``kl`` is what it comes to where the best
+    sample of a prompt is likely (arXiv:2401.01879). The expectation is over all subsets of the samples of a prompt, so
+    it is exact given them.
     """
     if not len(reference) or reference["reward"].isna().any():
         return []
     groups = [np.sort(group.to_numpy(float)) for _, group in reference.groupby("prompt_id")["reward"]]
-    most = min(MOST_BEST_OF, *(len(group) for group in groups))
+    top = [group.loc[group["reward"].idxmax(), "ref_logp"] for _, group in reference.groupby("prompt_id")]
+    most = min(len(group) for group in groups)
     rows = []
-    for n in range(1, most + 1):
+    for n in [n for n in BEST_OF if n <= most]:
         best = [sum(value * comb(i, n - 1) for i, value in enumerate(group)) / comb(len(group), n) for group in groups]
-        rows.append({"n": n, "kl_bound": log(n) - (n - 1) / n, "reward": float(np.mean(best))})
+        kl = float(np.mean(stats.best_of_n_kl(n, top)))
+        rows.append({"n": n, "kl_bound": log(n) - (n - 1) / n, "kl": kl, "reward": float(np.mean(best))})
     return rows
 
 

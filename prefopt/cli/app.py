@@ -19,6 +19,7 @@ from prefopt.cli.judge import judge
 from prefopt.cli.losses import doctor, losses
 from prefopt.cli.pairs import pairs
 from prefopt.cli.report import power, report
+from prefopt.cli.reward import reward
 from prefopt.errors import PrefoptError
 from prefopt.launch.worker import silence_third_parties
 from prefopt.runtime.interrupts import Stopped
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (compare, report, judge, power, selftest, losses, doctor, pairs, info):
+for command in (compare, report, judge, power, selftest, losses, doctor, pairs, reward, info):
     app.command()(command)
 
 

@@ -13,18 +13,17 @@ import numpy as np
 from prefopt.config.schema import Config
 from prefopt.data import TokenPair
 from prefopt.evaluate.divergence import policy_and_reference
-from prefopt.evaluate.samples import sampled_together
+from prefopt.evaluate.samples import encode_all, sampled_together
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.adapters import AdapterBank
 from prefopt.model.base import Base, load_base
 from prefopt.model.generate import Sample, rows_per_batch, sample
 from prefopt.prepare.onpolicy import task_prompts
 from prefopt.prepare.own_pairs import OwnPairs, own_pairs, read_pairs
+from prefopt.prepare.task import load_tasks
 from prefopt.runtime import memory
 from prefopt.runtime.device import pick_device, wait
 from prefopt.runtime.progress import Progress
-from prefopt.storage.cache import cache_dir
-from prefopt.tasks import load_task
 from prefopt.tasks.base import Task
 from prefopt.train.autosize import Fit, fit, step_seconds
 from prefopt.train.state import Run
@@ -60,8 +59,7 @@ def plan(config: Config, *, progress: Progress) -> dict[str, Any]:
     device = pick_device(config.device)
     own = read_pairs(config, progress) if config.data.source else None
     settings = config.model
-    progress.stage("reading the task", 0, 1)
-    task = load_task(config.task.name, cache=cache_dir() / "tasks")
+    task = load_tasks(config, device, progress).prompts
     progress.stage("loading the model", 0, 1)
     base = load_base(settings.name, dtype=settings.dtype, quantization=settings.quantization, device=device)
     pairs, prompts, facts = _pairs(config, own, task, base, progress)
@@ -160,9 +158,9 @@ def _pairs(
     def draw() -> tuple[int, ...]:
         return tuple(source.integers(0, base.head.shape[0], config.pairs.max_new_tokens).tolist())
 
-    prompts = base.encode(texts.train)
+    prompts = encode_all(base, texts.train)
     pairs = [TokenPair(prompt, draw(), draw(), i, i, 1.0, 0.0, True, True) for i, prompt in enumerate(prompts)]
-    return pairs, base.encode(texts.evaluation), {"evaluation prompts": len(texts.evaluation)}
+    return pairs, encode_all(base, texts.evaluation), {"evaluation prompts": len(texts.evaluation)}
 
 
 def _time_steps(config: Config, model: AdaptedModel, pairs: list[TokenPair]) -> tuple[Fit, float, float]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import prefopt
 from prefopt.comparison import provenance
+from prefopt.comparison.feeds import generations
 from prefopt.config.schema import Config, Variant
 from prefopt.model.base import Base
 from prefopt.prepare.materials import Materials
@@ -123,4 +124,19 @@ def _variant_facts(config: Config, variant: Variant) -> dict[str, Any]:
         "batch_coupled": loss.batch_coupled,
         "learning_rate": config.learning_rate(variant),
         "seeds": list(config.seeds),
+        **_data_of(config, variant),
+    }
+
+
+def _data_of(config: Config, variant: Variant) -> dict[str, Any]:
+    """Where a variant's data come from and what that costs, for one that does not train on all pairs."""
+    recipe, count = variant.recipe, config.rounds_of(variant)
+    if not (recipe.suffix or count or variant.build().takes_groups) or config.data.source:
+        return {}
+    return {
+        "pairs_from": recipe.builder.name if recipe.builder else "all",
+        "rounds": count,
+        **({"reward": variant.reward} if variant.reward else {}),
+        "generations": generations(config, variant),
+        "updates": config.train.steps,
     }

@@ -20,7 +20,7 @@ from prefopt.storage.formats import write_frame, write_json
 from prefopt.storage.hashing import file_hashes, seal
 from prefopt.storage.records import RunRecord
 from prefopt.storage.results import ResultsFolder
-from prefopt.storage.schema import HISTORY_COLUMNS, ORACLE, REFERENCE
+from prefopt.storage.schema import BEST_OF, HISTORY_COLUMNS, ORACLE, REFERENCE
 from prefopt.train.state import Run
 
 CHECKPOINTS = "checkpoints"
@@ -55,10 +55,22 @@ class Evaluation:
     cost: dict[str, float]
 
 
-def write_reference(folder: ResultsFolder, origin: Origin, evaluation: Evaluation) -> None:
-    """Write the result of evaluating the reference policy."""
+def write_reference(
+    folder: ResultsFolder, origin: Origin, evaluation: Evaluation, best_of: pd.DataFrame | None
+) -> None:
+    """Write the result of evaluating the reference policy.
+
+    Args:
+        folder: The results folder.
+        origin: Which seed's.
+        evaluation: What its evaluation gave.
+        best_of: The samples of which the best is taken, or None.
+    """
     path = folder.run(origin.variant, origin.seed)
     files = _write_evaluation(path, evaluation)
+    if best_of is not None:
+        write_frame(path / BEST_OF, best_of)
+        files.append(BEST_OF)
     _finish(folder, origin.record(diversity=evaluation.samples.diversity), files, evaluation.cost)
 
 

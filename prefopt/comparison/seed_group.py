@@ -6,20 +6,27 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+import pandas as pd
+
 from prefopt.comparison import provenance, record, resume
+from prefopt.comparison.feeds import Feeds, make_feeds
 from prefopt.comparison.record import Evaluation, Origin
 from prefopt.config.schema import Config, Train, Variant
-from prefopt.evaluate.samples import draw_samples, sampled_together, score_samples
+from prefopt.errors import DataError
+from prefopt.evaluate.samples import best_of_samples, draw_samples, sampled_together, score_samples
 from prefopt.model.generate import Sample
 from prefopt.prepare.materials import Materials
 from prefopt.runtime import memory
 from prefopt.runtime.progress import Progress, Titled
 from prefopt.storage.conditions import Conditions
+from prefopt.storage.hashing import digest
 from prefopt.storage.results import ResultsFolder
 from prefopt.storage.schema import REFERENCE
+from prefopt.tasks.base import Task
+from prefopt.tasks.rewards import RewardError
 from prefopt.train.checkpoint import Checkpoints, common_step
 from prefopt.train.failures import why_left
-from prefopt.train.feed import FixedOrder
+from prefopt.train.feed import Feed
 from prefopt.train.foreign import is_foreign
 from prefopt.train.heldout import heldout_frame
 from prefopt.train.loop import train_group
@@ -100,24 +107,41 @@ class SeedGroup:
     def _train_and_evaluate(self, variants: Sequence[Variant], seed: int, title: str, conditions: Conditions) -> None:
         device = self.materials.model.base.device
         runs = [Run(v.name, v.build(), self.config.learning_rate(v), slot) for slot, v in enumerate(variants)]
-        origins = [Origin(v.name, seed, provenance.run_key(self.config, v, device), conditions) for v in variants]
+        origins = [
+            Origin(
+                v.name,
+                seed,
+                provenance.run_key(self.config, v, device),
+                provenance.conditions_of(conditions, self.config, self.materials, v, seed),
+            )
+            for v in variants
+        ]
         memory.reset_peak(device)
         self.sampled.clear()
         for run in runs:
             self.materials.model.adapters.initialise(run.slot, seed)
-            self._require_same_start(run.variant, seed, conditions)
+            self._require_same_start(run.variant, seed, origins[run.slot].conditions)
         keepers = {run.slot: self._keeper(origin) for run, origin in zip(runs, origins, strict=True)}
-        self._restore(runs, keepers, title)
-        self._train(runs, keepers, seed, title)
+        keys = [digest([origin.key, origin.conditions.as_dict()]) for origin in origins]
+        feeds = make_feeds(
+            self.config,
+            self.train,
+            self.materials,
+            variants,
+            seed=seed,
+            path=lambda slot, number: keepers[slot].path / f"round-{number:06}-{keys[slot]}.sealed",
+        )
+        self._restore(runs, keepers, feeds, title)
+        self._train(runs, keepers, feeds.feed, seed, title)
         for run, origin in zip(runs, origins, strict=True):
             self.progress.at(seed, [run.variant], run.counters.step)
             self._evaluate_run(run, origin, title)
 
-    def _train(self, runs: Sequence[Run], keepers: dict[int, Checkpoints], seed: int, title: str) -> None:
+    def _train(self, runs: Sequence[Run], keepers: dict[int, Checkpoints], feed: Feed, seed: int, title: str) -> None:
         train_group(
             self.materials.model,
             runs,
-            feed=FixedOrder.of(self.materials.train, self.train, seed),
+            feed=feed,
             heldout=self.materials.heldout,
             config=self.train,
             seed=seed,
@@ -135,9 +159,9 @@ class SeedGroup:
         }
         return Checkpoints(path, key, self.progress.say)
 
-    def _restore(self, runs: Sequence[Run], keepers: dict[int, Checkpoints], title: str) -> None:
+    def _restore(self, runs: Sequence[Run], keepers: dict[int, Checkpoints], feeds: Feeds, title: str) -> None:
         """Put every run where its newest usable checkpoint was; all at the same step, where they have one."""
-        steps_of = {run.slot: keepers[run.slot].look() for run in runs}
+        steps_of = {run.slot: feeds.usable(run.slot, keepers[run.slot].look()) for run in runs}
         shared = common_step(list(steps_of.values()))
         for run in runs:
             steps = steps_of[run.slot]
@@ -145,13 +169,33 @@ class SeedGroup:
                 step = steps[0] if shared is None else shared
                 keepers[run.slot].restore(step, run, self.materials.model.adapters, self.train)
             keepers[run.slot].valid.clear()
+            feeds.start_from(run.slot, run.counters.step)
         going_on = {run.counters.step for run in runs if run.counters.step}
         if going_on:
             self.progress.say(f"{title}: going on from step {', '.join(map(str, sorted(going_on)))}")
 
     def _evaluate_reference(self, origin: Origin, title: str) -> None:
         """Evaluate and write the reference; what goes wrong here is no run's own fault, and is raised."""
-        record.write_reference(self.folder, origin, self._evaluate(None, origin, title))
+        try:
+            evaluation = self._evaluate(None, origin, title)
+            best_of = self._best_of(origin.seed, title)
+        except RewardError as problem:
+            raise DataError(f"the reference cannot be evaluated: {problem}; trained runs are kept") from None
+        record.write_reference(self.folder, origin, evaluation, best_of)
+
+    def _proxy(self, origin: Origin) -> Task | None:
+        """What a policy was trained by in place of the gold reward, if by anything."""
+        named = {variant.name: variant.reward for variant in self.config.variants}
+        return self.materials.proxy_of(named.get(origin.variant, ""))
+
+    def _best_of(self, seed: int, title: str) -> pd.DataFrame | None:
+        """BEST_OF_COLUMNS of further samples of the reference, where the settings ask for them."""
+        settings, materials = self.config.evaluation, self.materials
+        if not settings.best_of or not materials.task.has_reward:
+            return None
+        self.progress.stage(f"{title}: sampling {settings.best_of} responses of the reference", 0, 1)
+        more = settings.model_copy(update={"samples": settings.best_of})
+        return best_of_samples(materials.model, materials.prompts, more, materials.task, seed=seed)
 
     def _evaluate_run(self, run: Run, origin: Origin, title: str) -> None:
         """Evaluate and write one run; an error in its own code is written as a failure of that run alone."""
@@ -176,7 +220,9 @@ class SeedGroup:
         sample_s = time.perf_counter() - began
         self.progress.stage(f"{title}: evaluating {origin.variant}", 0, 1)
         began = time.perf_counter()
-        scored = score_samples(materials.model, slot, materials.prompts, samples, materials.task)
+        scored = score_samples(
+            materials.model, slot, materials.prompts, samples, materials.task, proxy=self._proxy(origin)
+        )
         pairs = heldout_frame(materials.model, run, materials.heldout, seed=seed) if run is not None else None
         return Evaluation(scored, pairs, {"sample_s": sample_s, "evaluate_s": time.perf_counter() - began})
 

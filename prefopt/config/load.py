@@ -44,6 +44,9 @@ def load_command(
     if values.get("data.source"):
         values.setdefault("task.name", "data")
         values.setdefault("name", Path(str(values["data.source"])).stem)
+    if values.get("task.prompts"):
+        values.setdefault("task.name", "prompts")
+        values.setdefault("name", Path(str(values["task.prompts"])).stem)
     if losses is not None:
         labels = loss_names() if losses.strip() == "all" else registry.split_labels(losses)
         if not labels:

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
+from prefopt.config.consistent import check_recipe, check_task, check_variants
+from prefopt.config.recipe import Recipe, parse_recipe
 from prefopt.contract.loss import Loss
 from prefopt.contract.registry import make_loss
 from prefopt.storage.hashing import digest
 from prefopt.storage.redact import portable
-from prefopt.storage.results import check_name
-from prefopt.storage.schema import REFERENCE
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -44,9 +44,20 @@ class Model(Strict):
 
 
 class Task(Strict):
-    """Where prompts and the gold reward come from: ``imdb``, or ``data`` for your own pairs."""
+    """Where prompts and the gold reward come from.
 
-    name: Literal["imdb", "data"] = "imdb"
+    Attributes:
+        name: ``imdb``, ``data`` for your own pairs, ``prompts`` for your own prompts, or a task of a plug-in.
+        prompts: Your own prompts: a file of texts or chats, one a row or a line.
+        reward: ``imdb``, ``rm:MODEL``, ``bt:FOLDER``, ``file.py:function`` or the entry point of an installed package;
+            it evaluates policies and labels pairs. Empty for the task's own.
+        reward_s: Seconds that one call of it, about 64 responses at most, may take.
+    """
+
+    name: str = "imdb"
+    prompts: Place = ""
+    reward: Place = ""
+    reward_s: Annotated[float, Field(gt=0)] = 300.0
 
 
 class Data(Strict):
@@ -93,6 +104,8 @@ class Pairs(Strict):
         scale: Multiplies the reward difference; at 3 the embedded task has about one label in eight against the reward.
         label_noise: Share of the training labels that is flipped afterwards.
         seed: Of sampling and labels. The pairs are made once, for every seed of the comparison.
+        offpolicy: Pairs of another policy, in the forms of ``data.source``, for variants that ask for ``@offpolicy``.
+        reward: Labels the pairs in place of the task's reward, which then evaluates alone; in the same forms.
     """
 
     prompts: Positive = 128
@@ -104,6 +117,33 @@ class Pairs(Strict):
     scale: Annotated[float, Field(gt=0)] = 3.0
     label_noise: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     seed: Seed = 0
+    offpolicy: Place = ""
+    reward: Place = ""
+
+
+class Rounds(Strict):
+    """Rounds in which each policy answers prompts, its answers are labelled, and it trains on them.
+
+    Attributes:
+        count: How many for a variant that does not say so itself, as ``dpo@3rounds`` does; 0 for none: it trains on
+            responses of the reference. As many as there are steps is online feedback, a step a round.
+        prompts: Prompts of a round; ``auto`` spreads ``pairs.prompts`` over the rounds, so that a variant in rounds
+            generates as much as one without.
+        label: What labels the answers: ``reward``, or a judge (``lm:MODEL``, ``openai:NAME``), asked in both orders;
+            a tie is a pair of weight 0. Verdicts are kept and not asked for twice.
+        base_url: The address of the server of an ``openai`` judge.
+        key_variable: The environment variable that holds its key.
+        max_calls: Requests to it at most; none is sent beyond.
+        reference: Whether log-ratios stay against the first policy, or are against the one that began the round.
+    """
+
+    count: Count = 0
+    prompts: Positive | Literal["auto"] = "auto"
+    label: Place = "reward"
+    base_url: str = ""
+    key_variable: str = "OPENAI_API_KEY"
+    max_calls: Positive | None = None
+    reference: Literal["first", "previous"] = "first"
 
 
 class Lora(Strict):
@@ -159,6 +199,8 @@ class Evaluation(Strict):
         samples: Responses for each prompt, seed and policy.
         max_new_tokens: Longest response, in tokens.
         temperature: Sampling temperature; the KL is that of the policy at temperature 1.
+        best_of: Further responses of the reference to each prompt, from which the reward of the best of n is read; 0
+            reads it from the ``samples``.
         delta: Half-width of the band around "no difference" inside which two win rates count as equal.
     """
 
@@ -166,6 +208,7 @@ class Evaluation(Strict):
     samples: Positive = 4
     max_new_tokens: Positive = 24
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    best_of: Annotated[int, Field(ge=0, le=1024)] = 0
     delta: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
 
 
@@ -173,23 +216,31 @@ class Variant(Strict):
     """One loss with its hyperparameters, under the name that it has everywhere.
 
     Attributes:
-        loss: The loss with hyperparameters, such as ``simpo[beta=2.5]``.
+        loss: The loss with hyperparameters, such as ``simpo[beta=2.5]``, and behind it where its pairs come from and
+            in how many rounds: ``dpo@rso``, ``dpo@best-worst@3rounds``.
         label: Its name in folders, tables and legends; the loss's own label where empty.
         learning_rate: Replaces the shared rate.
+        reward: Scores what the policy says in its rounds, in place of the reward that labels pairs; in the same forms.
     """
 
     loss: str
     label: str = ""
     learning_rate: Annotated[float, Field(gt=0, lt=1)] | None = None
+    reward: Place = ""
 
     def build(self) -> Loss:
         """The loss itself."""
-        return make_loss(self.loss)
+        return make_loss(self.recipe.loss)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The loss, where its pairs come from, and in how many rounds."""
+        return parse_recipe(self.loss)
 
     @property
     def name(self) -> str:
-        """The label, or the loss's own."""
-        return self.label or self.build().label
+        """The label, or the loss's own with its builder and rounds."""
+        return self.label or self.build().label + self.recipe.suffix
 
 
 class Config(Strict):
@@ -203,6 +254,7 @@ class Config(Strict):
     data: Data = Data()
     sft: Sft = Sft()
     pairs: Pairs = Pairs()
+    rounds: Rounds = Rounds()
     lora: Lora = Lora()
     train: Train = Train()
     evaluation: Evaluation = Evaluation()
@@ -218,26 +270,21 @@ class Config(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        check_name(self.name, "name")
-        names = [check_name(variant.name, "variant") for variant in self.variants]
-        if not names:
-            raise ValueError("variants: at least one is needed")
-        if REFERENCE in [name.casefold() for name in names]:
-            raise ValueError(f"variant {REFERENCE}: the policy before training has this name; choose another")
-        for kind, values in (("variant", [n.casefold() for n in names]), ("seed", [str(s) for s in self.seeds])):
-            twice = sorted({value for value in values if values.count(value) > 1})
-            if twice:
-                raise ValueError(f"{kind} {', '.join(twice)} is given twice")
-        specs = [(digest(v.build().spec()), v.learning_rate) for v in self.variants]
-        for name, spec in zip(names, specs, strict=True):
-            other = names[specs.index(spec)]
-            if other != name:
-                raise ValueError(f"variants {other} and {name} are the same experiment; drop one")
-        if not self.seeds:
-            raise ValueError("seeds: at least one is needed")
-        if self.task.name == "data" and not self.data.source:
-            raise ValueError("task data needs data.source: give --data FILE")
+        check_variants(self)
+        check_task(self)
+        for variant in self.variants:
+            check_recipe(self, variant)
         return self
+
+    def rounds_of(self, variant: Variant) -> int:
+        """In how many rounds a variant makes its own data; 0 for none."""
+        own = variant.recipe.rounds
+        return self.rounds.count if own is None else own
+
+    def prompts_of_round(self, count: int) -> int:
+        """Prompts of one of so many rounds."""
+        given = self.rounds.prompts
+        return max(1, self.pairs.prompts // count) if given == "auto" else given
 
     @property
     def sft_steps(self) -> int:

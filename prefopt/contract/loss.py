@@ -192,6 +192,7 @@ class Loss(ABC):
         stops_gradient: Whether it holds a part of itself constant under the gradient (a weight, an adaptive beta).
         lr_scale: Multiple of the comparison's learning rate that it trains with by default: its authors' rate over
             DPO's rate in the same setting, where they give one, with the source in the docstring.
+        takes_groups: Whether it is a ``GroupLoss``, which trains on K responses of a prompt where there are as many.
     """
 
     name: ClassVar[str]
@@ -205,6 +206,7 @@ class Loss(ABC):
     raises_margin: ClassVar[bool] = True
     stops_gradient: ClassVar[bool] = False
     lr_scale: ClassVar[float] = 1.0
+    takes_groups: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         name = getattr(self, "name", type(self).__name__)

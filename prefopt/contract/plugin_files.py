@@ -76,7 +76,17 @@ def code_of(cls: type) -> tuple[tuple[str, str], ...]:
 
     Empty for a class of this package. Computed once, so that it stays what it was when the class came.
     """
-    names = {base.__module__ for base in cls.__mro__} | {_BROUGHT_BY.get(cls, cls.__module__)}
+    return _code_of({base.__module__ for base in cls.__mro__} | {_BROUGHT_BY.get(cls, cls.__module__)})
+
+
+@functools.cache
+def code_of_module(name: str) -> tuple[tuple[str, str], ...]:
+    """The same for whatever a module defines: a reward, or a task."""
+    return _code_of({name})
+
+
+def _code_of(names: Collection[str]) -> tuple[tuple[str, str], ...]:
+    """Hashes of the modules, and of what they import, as ``code_of`` gives them."""
     roots = {name: file for name in names if (file := _file_of(name)) is not None and not _is_ours(file)}
     own = {name.partition(".")[0] for name in roots} - _EVERY_RUN
     waiting = [(name, file) for name, file in roots.items() if name.partition(".")[0] in own]

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from prefopt.contract import plugin_files
 from prefopt.contract.loss import Loss
 from prefopt.contract.plugin_process import in_this_process, is_its_own, while_loading
+from prefopt.contract.tasks import task_class, task_names
 from prefopt.errors import UsageError, did_you_mean
 
 ENTRY_POINT_GROUP = "prefopt.losses"
@@ -193,37 +194,44 @@ def load_plugin(plugin: str) -> None:
     Raises:
         UsageError: If there is no such plugin, it fails, registers nothing, or takes another one's name.
     """
-    losses, modules = dict(REGISTRY), set(sys.modules)
+    losses, modules, tasks = dict(REGISTRY), set(sys.modules), set(task_names())
     plugin_files.record_imports()
     try:
         with while_loading():
-            module = _run_file(Path(plugin)) if plugin.endswith(".py") else _load_entry_point(plugin)
+            of_file = plugin.endswith(".py")
+            module = run_file(Path(plugin)) if of_file else load_entry_point(plugin, ENTRY_POINT_GROUP)[0]
         plugin_files.refuse_borrowed(module, modules)
     except UsageError as problem:
         raise UsageError(f"--plugin {plugin}: {problem}") from None
     except Exception as problem:
         raise UsageError(f"--plugin {plugin}: {type(problem).__name__}: {problem}") from problem
     brought = [cls for name, cls in REGISTRY.items() if losses.get(name) is not cls or cls.__module__ == module]
-    if not brought:
+    if not brought and not set(task_names()) - tasks and not any(task_class(n).__module__ == module for n in tasks):
         raise UsageError(f'--plugin {plugin}: registers no loss; put @register("name") on a subclass of Loss')
     plugin_files.brought_by(brought, module)
 
 
-def _load_entry_point(name: str) -> str:
-    """The name of the module that the entry point loaded."""
-    known = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
+def load_entry_point(name: str, group: str) -> tuple[str, Any]:
+    """The module of an entry point, and what it stands for.
+
+    Raises:
+        UsageError: If no installed package offers that name in the group.
+    """
+    known = {point.name: point for point in importlib.metadata.entry_points(group=group)}
     if name not in known:
         installed = ", ".join(sorted(known)) or "none"
         raise UsageError(
-            f"neither a .py file nor the entry point of an installed package in group {ENTRY_POINT_GROUP}; "
-            f"installed: {installed}"
+            f"neither a .py file nor the entry point of an installed package in group {group}; installed: {installed}"
         )
-    known[name].load()
-    return known[name].module
+    return known[name].module, known[name].load()
 
 
-def _run_file(path: Path) -> str:
-    """The name of the module that the file became, which no file elsewhere shares."""
+def run_file(path: Path) -> str:
+    """The name of the module that the file became, which no file elsewhere shares.
+
+    Raises:
+        UsageError: If there is no such file.
+    """
     if not path.is_file():
         raise UsageError("there is no such file")
     whole = path.resolve()

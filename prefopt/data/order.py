@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from prefopt.data.types import LoadedPairs, Pair
+from prefopt.data.types import LoadedPairs, Pair, Text
 from prefopt.data.validate import prompt_key
 from prefopt.errors import DataError, UsageError
 from prefopt.runtime.seeding import derive_seed, numpy_generator
@@ -46,6 +46,21 @@ def split_by_prompt(
         tuple(pair for pair in pairs if pair.prompt_id not in out),
         tuple(pair for pair in pairs if pair.prompt_id in out),
     )
+
+
+def split_groups(prompts: Sequence[Text], *, heldout: float, seed: int) -> tuple[list[int], list[int]]:
+    """Places of training and held-out prompts, none of which is the same on both sides.
+
+    Raises:
+        UsageError: If that leaves one side without a prompt.
+    """
+    keys = [prompt_key(prompt) for prompt in prompts]
+    ranked = sorted(set(keys), key=lambda key: derive_seed(seed, f"heldout {key}"))
+    count = math.ceil(heldout * len(ranked))
+    if not 0 < count < len(ranked):
+        raise UsageError(f"{len(ranked)} different prompts cannot be parted into training and held-out ones; give more")
+    out = set(ranked[:count])
+    return [i for i, key in enumerate(keys) if key not in out], [i for i, key in enumerate(keys) if key in out]
 
 
 def check_no_leak(train: LoadedPairs, heldout: LoadedPairs) -> None:

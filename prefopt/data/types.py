@@ -56,6 +56,9 @@ class TokenPair:
         rejected_score: As in ``Pair``.
         chosen_truncated: Whether the response lost its end to the length limit.
         rejected_truncated: Likewise.
+        chosen_gold: The gold reward of ``chosen``, where another reward labelled the pair; else None.
+        rejected_gold: Likewise.
+        weight: What the pair counts in a step's mean: 0 for a tie, which nobody can label.
     """
 
     prompt_ids: tuple[int, ...]
@@ -67,6 +70,9 @@ class TokenPair:
     rejected_score: float | None
     chosen_truncated: bool
     rejected_truncated: bool
+    chosen_gold: float | None = None
+    rejected_gold: float | None = None
+    weight: float = 1.0
 
     @property
     def ids(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -77,6 +83,29 @@ class TokenPair:
     def length(self) -> int:
         """Tokens of the packed row ``[prompt | chosen | rejected]``."""
         return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenGroup:
+    """K responses of one prompt with their rewards.
+
+    Attributes:
+        prompt_ids: As in ``TokenPair``.
+        responses: K times ids, with the end token where it was reached; two may be equal.
+        finished: Whether each reached its end.
+        rewards: What labels them.
+        preference: What the labels rank by: the rewards with the labels' noise.
+        prompt_id: As in ``TokenPair``.
+        golds: The gold rewards, where other rewards label; else None.
+    """
+
+    prompt_ids: tuple[int, ...]
+    responses: tuple[tuple[int, ...], ...]
+    finished: tuple[bool, ...]
+    rewards: tuple[float, ...]
+    preference: tuple[float, ...]
+    prompt_id: int
+    golds: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,6 +104,20 @@ def _with_system(columns: Mapping[str, Any], prompt: Text, chosen: Text, rejecte
     return prompt, chosen, rejected
 
 
+def check_prompt(columns: Mapping[str, Any]) -> Text:
+    """The field ``prompt`` of a row without responses: a text that is not empty, or messages that end with a user's.
+
+    Raises:
+        RowError: For anything else.
+    """
+    prompt = _text(columns, "prompt")
+    if isinstance(prompt, str):
+        _check_not_empty(prompt, "prompt")
+    else:
+        _check_roles(prompt)
+    return prompt
+
+
 def _contents(value: Text) -> list[str]:
     return [value] if isinstance(value, str) else [message.content for message in value]
 

@@ -12,14 +12,18 @@ import numpy as np
 import pandas as pd
 
 from prefopt.config.schema import Evaluation
+from prefopt.data import Message
 from prefopt.evaluate.divergence import policy_and_reference
 from prefopt.evaluate.diversity import diversity
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.adapters import AdapterBank
 from prefopt.model.base import Base
 from prefopt.model.generate import Sample, sample
-from prefopt.storage.schema import SCORE_COLUMNS
-from prefopt.tasks.base import Task
+from prefopt.model.logps import RESPONSES_PER_ROW, score_rows
+from prefopt.model.packing import Row
+from prefopt.runtime.seeding import derive_seed
+from prefopt.storage.schema import BEST_OF_COLUMNS, SCORE_COLUMNS
+from prefopt.tasks.base import Prompt, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +32,21 @@ class Prompts:
 
     ids: tuple[tuple[int, ...], ...]
     texts: tuple[str, ...]
+    sources: tuple[Prompt, ...] = ()
 
     @classmethod
-    def of_texts(cls, base: Base, texts: Sequence[str]) -> Prompts:
-        """Plain text, and its tokens."""
-        return cls(tuple(base.encode(texts)), tuple(texts))
+    def of(cls, base: Base, prompts: Sequence[Prompt]) -> Prompts:
+        """Texts, or chats as the model's template renders them, and their tokens.
+
+        Raises:
+            DataError: If the template refuses a chat.
+        """
+        ids = encode_all(base, prompts)
+        texts = [
+            prompt if isinstance(prompt, str) else base.decode(tokens, control=True)
+            for prompt, tokens in zip(prompts, ids, strict=True)
+        ]
+        return cls(tuple(ids), tuple(texts), tuple(prompts))
 
     @classmethod
     def of_ids(cls, base: Base, ids: Sequence[tuple[int, ...]]) -> Prompts:
@@ -47,6 +61,15 @@ class PolicySamples:
     scores: pd.DataFrame
     texts: pd.DataFrame
     diversity: dict[str, float]
+
+
+def encode_all(base: Base, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
+    """Prompts as tokens: texts with the tokenizer's own beginning, chats through its template.
+
+    Raises:
+        DataError: If the template refuses a chat.
+    """
+    return base.encode([p if isinstance(p, str) else tuple(Message(*turn) for turn in p) for p in prompts])
 
 
 def sampled_together(adapters: AdapterBank, slot: int) -> slice:
@@ -76,17 +99,33 @@ def draw_samples(
 
 
 def score_samples(
-    model: AdaptedModel, slot: int, prompts: Prompts, samples: Sequence[Sample], task: Task
+    model: AdaptedModel,
+    slot: int,
+    prompts: Prompts,
+    samples: Sequence[Sample],
+    task: Task,
+    *,
+    proxy: Task | None = None,
 ) -> PolicySamples:
-    """Reward, exact KL per token and log-probabilities of one policy's samples."""
+    """Reward, exact KL per token and log-probabilities of one policy's samples.
+
+    Args:
+        model: The base and its adapters.
+        slot: The policy's.
+        prompts: What was answered.
+        samples: The answers.
+        task: The gold reward.
+        proxy: What the policy was trained by in its place; its rewards are the column ``proxy``.
+    """
     responses = [model.base.decode(s.tokens) for s in samples]
     texts = [prompts.texts[s.prompt] for s in samples]
+    sources = [(prompts.sources or prompts.texts)[s.prompt] for s in samples]
     kl, logp, ref_logp = policy_and_reference(model, slot, prompts.ids, samples)
     scores = pd.DataFrame(
         {
             "prompt_id": [s.prompt for s in samples],
             "sample": [s.number for s in samples],
-            "reward": task.reward(texts, responses) if task.has_reward else np.full(len(samples), np.nan),
+            "reward": task.reward(sources, responses) if task.has_reward else np.full(len(samples), np.nan),
             "kl": kl,
             "logp": logp,
             "ref_logp": ref_logp,
@@ -94,7 +133,37 @@ def score_samples(
             "finished": [s.finished for s in samples],
         }
     )[list(SCORE_COLUMNS)]
+    if proxy is not None:
+        scores["proxy"] = proxy.reward(sources, responses)
     frame = pd.DataFrame(
         {"prompt_id": scores["prompt_id"], "sample": scores["sample"], "prompt": texts, "response": responses}
     )
     return PolicySamples(scores, frame, diversity([s.tokens for s in samples], responses))
+
+
+def best_of_samples(
+    model: AdaptedModel, prompts: Prompts, settings: Evaluation, task: Task, *, seed: int
+) -> pd.DataFrame:
+    """BEST_OF_COLUMNS: many samples of the reference with their rewards, under noise of their own."""
+    samples = sample(
+        model,
+        prompts.ids,
+        adapters=None,
+        samples=settings.samples,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        seed=derive_seed(seed, "best_of"),
+    )[0]
+    per_row = RESPONSES_PER_ROW if model.base.packed else 1
+    by_prompt = [samples[i : i + settings.samples] for i in range(0, len(samples), settings.samples)]
+    rows = [
+        Row(prompts.ids[group[0].prompt], tuple(s.tokens for s in group[i : i + per_row]))
+        for group in by_prompt
+        for i in range(0, len(group), per_row)
+    ]
+    with model.off():
+        logps = score_rows(model.base, rows)
+    sources = [(prompts.sources or prompts.texts)[s.prompt] for s in samples]
+    rewards = task.reward(sources, [model.base.decode(s.tokens) for s in samples])
+    values = ([s.prompt for s in samples], [s.number for s in samples], rewards, logps)
+    return pd.DataFrame(dict(zip(BEST_OF_COLUMNS, values, strict=True)))

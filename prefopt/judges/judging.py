@@ -37,6 +37,8 @@ from prefopt.storage.hashing import seal
 from prefopt.storage.results import ResultsFolder
 from prefopt.storage.schema import JUDGEMENT_COLUMNS, ORACLE, REFERENCE
 from prefopt.tasks import load_task
+from prefopt.tasks.base import DataTask, Task
+from prefopt.tasks.rewards import RewardedTask
 
 Judge = PairwiseJudge | PointwiseJudge
 
@@ -122,11 +124,27 @@ def _opened(request: JudgeRequest) -> Iterator[tuple[ResultsFolder, Questions, J
     """The folder, its comparisons, the judge and the cache of a request; judge and cache are closed at the end."""
     folder = ResultsFolder(request.root)
     comparisons = questions(folder, pairs=request.pairs, prompts=request.prompts)
-    task = str(folder.manifest().task.get("name", "data"))
-    judge = make_judge(request, task=lambda: load_task(task, cache=cache_dir() / "tasks"))
+    judge = make_judge(request, task=lambda: _task(folder, request.device))
     connections = judge if isinstance(judge, AbstractContextManager) else nullcontext()
     with connections, closing(Cache(cache_dir() / "judgements.sqlite")) as cache:
         yield folder, comparisons, judge, cache
+
+
+def _task(folder: ResultsFolder, device: str) -> Task:
+    """The task of a finished comparison, with the reward that evaluated it."""
+    manifest = folder.manifest()
+    settings = manifest.config.get("task", {})
+    cache = cache_dir() / "tasks"
+    name = str(manifest.task.get("name", "data"))
+    task = DataTask() if name == "prompts" else load_task(name, cache=cache)
+    if not settings.get("reward"):
+        return task
+    from prefopt.judges.rewards import make_reward
+    from prefopt.runtime.device import pick_device
+
+    reward = make_reward(settings["reward"], device=pick_device(device), cache=cache, seconds=settings["reward_s"])
+    reward.probe()
+    return RewardedTask(task, reward)
 
 
 def _plan(judge: Judge, comparisons: Questions, cache: Cache) -> Plan:

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 import transformers
 
-from prefopt.data import Message, encode_conversations, encode_prompts
 from prefopt.errors import MachineError, UsageError
 from prefopt.judges.contract import Floats, short_name
 from prefopt.model.checks import check_folder, check_loaded, first_line
+from prefopt.model.scalar import scored_ids
 from prefopt.model.source import local_folder
 from prefopt.runtime.device import pick_dtype
 from prefopt.storage.hashing import digest, sha256_file
 from prefopt.storage.schema import ORACLE
-from prefopt.tasks.base import Task
+from prefopt.tasks.base import Prompt, Task
 
 TOKENS_PER_BATCH = 8192
 
@@ -59,7 +59,7 @@ class RewardModelJudge:
         MachineError: If it cannot be had, or has more than one output.
     """
 
-    def __init__(self, model: str, *, device: torch.device) -> None:
+    def __init__(self, model: str, *, device: torch.device, trained_here: bool = False) -> None:
         folder = local_folder(model)
         check_folder(model, Path(folder))
         try:
@@ -82,12 +82,12 @@ class RewardModelJudge:
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
         self.model.eval().requires_grad_(False).to(device)
         self.device = device
-        self.name = f"rm:{short_name(model)}"
+        self.name = f"{'bt' if trained_here else 'rm'}:{short_name(model)}"
         self.hash = weights_hash(folder, self.model)
         self.window = int(getattr(self.model.config, "max_position_embeddings", 0) or 4096)
         self.fingerprint = digest(["rm", self.hash, str(self.model.dtype), self.tokenizer.chat_template or ""])
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Floats:
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Floats:
         """(N,) raw rewards; their differences, through a sigmoid, are the model's win probabilities."""
         rows = self._tokens(prompts, responses)
         out = np.empty(len(rows))
@@ -106,14 +106,8 @@ class RewardModelJudge:
         """Its weights."""
         return {"weights": self.hash, "dtype": str(self.model.dtype).removeprefix("torch.")}
 
-    def _tokens(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[int]]:
-        """Ids of what is scored; control tokens in the texts are text."""
-        both = list(zip(prompts, responses, strict=True))
-        if self.tokenizer.chat_template:
-            chats = [(Message("user", prompt), Message("assistant", response)) for prompt, response in both]
-            rows = encode_conversations(chats, self.tokenizer)
-        else:
-            rows = encode_prompts([prompt + response for prompt, response in both], self.tokenizer)
+    def _tokens(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[list[int]]:
+        rows = scored_ids(prompts, responses, self.tokenizer)
         return [ids[-self.window :] or [self.tokenizer.pad_token_id] for ids in rows]
 
     @torch.inference_mode()

@@ -10,6 +10,7 @@ from prefopt.losses.controls import SFT, FlippedDPO, Noop
 from prefopt.losses.coupled import AOT, BCO, KTO, AOTUnpaired, DrDPO
 from prefopt.losses.divergence import FDPO, HDPO, ChiPO
 from prefopt.losses.dpo import DPO, ConservativeDPO, LengthNormalizedDPO, RobustDPO
+from prefopt.losses.groups import GRPO, RLOO, InfoNCA, PlackettLuceDPO
 from prefopt.losses.ipo import IPO, IPOSum
 from prefopt.losses.likelihood import ASFT, Unlikelihood
 from prefopt.losses.links import EXO, GPO, DiscoPOP, FocalPO, Hinge
@@ -32,6 +33,7 @@ __all__ = [
     "EXO",
     "FDPO",
     "GPO",
+    "GRPO",
     "HDPO",
     "IPO",
     "KTO",
@@ -40,6 +42,7 @@ __all__ = [
     "NCA",
     "ODPO",
     "ORPO",
+    "RLOO",
     "RPO",
     "SFT",
     "SPPO",
@@ -64,11 +67,13 @@ __all__ = [
     "FocalPO",
     "Hinge",
     "IPOSum",
+    "InfoNCA",
     "LengthNormalizedDPO",
     "LengthRegularizedDPO",
     "MinorDPO",
     "Mix",
     "Noop",
+    "PlackettLuceDPO",
     "RewardAwareRPO",
     "RobustDPO",
     "SLiC",

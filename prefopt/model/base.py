@@ -18,7 +18,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from prefopt.data import encode_prompts
+from prefopt.data import Text, encode_prompts
 from prefopt.errors import MachineError, PrefoptError
 from prefopt.model.checks import check_folder, check_loaded, first_line
 from prefopt.model.packing import ATTENTION, PackedRows, Row, UnsupportedAttention, pack, use_layout
@@ -71,9 +71,9 @@ class Base:
         """The end-of-sequence token."""
         return int(self.tokenizer.eos_token_id)
 
-    def encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """The tokens of plain-text prompts, with the beginning that the tokenizer gives a text."""
-        return [tuple(ids) for ids in encode_prompts(texts, self.tokenizer)]
+    def encode(self, prompts: Sequence[Text]) -> list[tuple[int, ...]]:
+        """The tokens of prompts: texts with the tokenizer's own beginning, chats as its template renders them."""
+        return [tuple(ids) for ids in encode_prompts(prompts, self.tokenizer)]
 
     def decode(self, tokens: Sequence[int], *, control: bool = False) -> str:
         """Tokens as text, to the letter; without control tokens (the end of a response) unless ``control``."""

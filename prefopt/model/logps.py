@@ -74,3 +74,19 @@ def score_rows(base: Base, rows: Sequence[Row]) -> np.ndarray:
             values = response_logps(base, packed).cpu().numpy()
         out[np.concatenate([np.arange(first[i], first[i + 1]) for i in batch])] = values
     return out
+
+
+@torch.no_grad()
+def score_tokens(base: Base, rows: Sequence[Row]) -> list[np.ndarray]:
+    """For each response, in the rows' order, (T,) float32 log-probabilities of its tokens in nats."""
+    first = np.cumsum([0] + [len(row.responses) for row in rows])
+    out: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * int(first[-1])
+    for batch in batches_of_rows(rows):
+        packed = pack([rows[i] for i in batch], device=base.device)
+        with use_layout(packed):
+            values = scored_logps(base, packed).cpu().numpy()
+        places = [index for i in batch for index in range(first[i], first[i + 1])]
+        lengths = [len(response) for i in batch for response in rows[i].responses]
+        for place, part in zip(places, np.split(values, np.cumsum(lengths)[:-1]), strict=True):
+            out[place] = part
+    return out

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
 from prefopt.prepare.onpolicy import sampled_pairs
 from prefopt.prepare.own_pairs import own_pairs, read_pairs
+from prefopt.prepare.pool import Pool, make_pool, needs_pool
 from prefopt.prepare.reference import load_reference
+from prefopt.prepare.task import Tasks, load_tasks
 from prefopt.runtime.progress import Progress
 from prefopt.storage.cache import cache_dir
 from prefopt.storage.hashing import digest
-from prefopt.tasks import load_task
 from prefopt.tasks.base import Task
+from prefopt.tasks.rewards import RewardedTask
 from prefopt.train.pairset import PairSet, reference_logps
 
 
@@ -38,6 +40,9 @@ class Materials:
         data_hash: Of the tokens of all pairs.
         facts: What was counted while the pairs were made, for the manifest.
         task_facts: What the manifest says about the task and its reward.
+        proxies: What labels in place of the gold reward: by the reward that a variant names, and by an empty name the
+            one of the pairs.
+        pool: What builders, losses of groups and rounds work on; None where no variant needs it.
     """
 
     model: AdaptedModel
@@ -48,6 +53,17 @@ class Materials:
     data_hash: str
     facts: dict[str, Any]
     task_facts: dict[str, Any]
+    pool: Pool | None = None
+    proxies: Mapping[str, Task] = field(default_factory=dict)
+
+    def proxy_of(self, reward: str) -> Task | None:
+        """What stands for the gold reward in the training of a variant that names ``reward``, or none.
+
+        Where there is but one proxy, every policy is scored by it, for comparison.
+        """
+        if len(self.proxies) == 1:
+            return next(iter(self.proxies.values()))
+        return self.proxies.get(reward)
 
     @property
     def reference_slot(self) -> int:
@@ -59,24 +75,25 @@ def prepare(config: Config, device: torch.device, progress: Progress) -> Materia
     """Load the task, the reference and the pairs, and score the pairs under the reference."""
     cache = cache_dir()
     own = read_pairs(config, progress) if config.data.source else None
-    progress.stage("reading the task", 0, 1)
-    task = load_task(config.task.name, cache=cache / "tasks")
-    model = _load_model(config, task, device, cache, progress)
+    tasks = load_tasks(config, device, progress)
+    model = _load_model(config, tasks.prompts, device, cache, progress)
     if own is None:
-        pairs = sampled_pairs(config, model, task, cache, progress)
+        pairs = sampled_pairs(config, model, tasks, cache, progress)
     else:
         pairs = own_pairs(config, own, model.base, progress)
     require_enough(len(pairs.train), config.train.pairs_per_step)
     progress.stage("scoring the pairs under the reference", 0, 1)
     return Materials(
         model=model,
-        task=task,
+        task=tasks.gold,
         train=_scored(model.base, pairs.train, cache),
         heldout=_scored(model.base, pairs.heldout, cache),
         prompts=pairs.prompts,
         data_hash=digest([hash_ids(pairs.train), hash_ids(pairs.heldout)]),
         facts=dict(pairs.facts),
-        task_facts=_task_facts(config, task, pairs.label_accuracy),
+        task_facts=_task_facts(config, tasks, pairs.label_accuracy),
+        proxies={**tasks.others, **({"": tasks.labels} if tasks.has_proxy else {})},
+        pool=make_pool(config, model.base, tasks, pairs, cache, progress) if needs_pool(config) else None,
     )
 
 
@@ -92,13 +109,24 @@ def _scored(base: Base, pairs: Sequence[TokenPair], cache: Path) -> PairSet:
     return PairSet(tuple(pairs), reference_logps(base, pairs, data_hash=hash_ids(pairs), cache=cache))
 
 
-def _task_facts(config: Config, task: Task, label_accuracy: float | None) -> dict[str, Any]:
+def _task_facts(config: Config, tasks: Tasks, label_accuracy: float | None) -> dict[str, Any]:
+    task = tasks.gold
     accuracy = task.reward_report() if task.has_reward else {}
     return {
         "name": config.task.name,
-        "reward": "log-odds of positive sentiment" if task.has_reward else "",
+        "reward": _reward_name(task),
+        **({"labels": _reward_name(tasks.labels)} if tasks.has_proxy else {}),
         "reward_accuracy": accuracy.get("accuracy_full_reviews"),
         "reward_figures": dict(accuracy),
         "label_accuracy": label_accuracy,
         "fingerprint": task.fingerprint,
     }
+
+
+def _reward_name(task: Task) -> str:
+    """What scores responses, in words; empty where nothing does."""
+    if isinstance(task, RewardedTask):
+        return str(task.scored_by.name)
+    if not task.has_reward:
+        return ""
+    return "log-odds of positive sentiment" if task.name == "imdb" else f"that of the task {task.name}"

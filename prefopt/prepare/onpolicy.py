@@ -11,16 +11,21 @@ import pandas as pd
 
 from prefopt.config.schema import Config, Pairs
 from prefopt.data import TokenPair
-from prefopt.evaluate.samples import Prompts
+from prefopt.data.builders import Labelling, preferences
+from prefopt.data.types import TokenGroup
+from prefopt.errors import DataError
+from prefopt.evaluate.samples import Prompts, encode_all
 from prefopt.model import generate
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
 from prefopt.prepare.pairs import PreparedPairs
+from prefopt.prepare.task import Tasks
 from prefopt.runtime.progress import Progress
 from prefopt.runtime.seeding import numpy_generator
 from prefopt.storage.cache import kept_frame
 from prefopt.storage.hashing import digest
-from prefopt.tasks.base import Task, TaskPrompts
+from prefopt.tasks.base import Prompt, Task, TaskPrompts
+from prefopt.tasks.rewards import RewardError
 
 
 def task_prompts(config: Config, task: Task, base: Base) -> TaskPrompts:
@@ -34,42 +39,57 @@ def task_prompts(config: Config, task: Task, base: Base) -> TaskPrompts:
     )
 
 
-def sampled_pairs(config: Config, model: AdaptedModel, task: Task, cache: Path, progress: Progress) -> PreparedPairs:
-    """Pairs of the reference's own responses to the task's prompts, labelled by its gold reward.
+def sampled_pairs(config: Config, model: AdaptedModel, tasks: Tasks, cache: Path, progress: Progress) -> PreparedPairs:
+    """Pairs of the reference's own responses to the task's prompts, labelled by a reward.
 
     Responses with equal tokens make no pair. Held-out pairs are labelled without added noise.
+
+    Raises:
+        DataError: If the reward fails.
     """
     progress.stage("sampling responses for the pairs", 0, 1)
     settings = config.pairs
-    prompts = task_prompts(config, task, model.base)
-    responses = sampled_responses(model, task, [*prompts.train, *prompts.heldout], settings, cache)
+    prompts = task_prompts(config, tasks.prompts, model.base)
+    try:
+        responses = sampled_responses(model, tasks, [*prompts.train, *prompts.heldout], settings, cache)
+    except RewardError as problem:
+        raise DataError(f"the pairs cannot be labelled: {problem}. Nothing was trained") from None
     for_training = responses["prompt_id"] < len(prompts.train)
     train = label(responses[for_training], settings, noise=settings.label_noise)
     heldout = label(responses[~for_training], settings, noise=0.0)
-    right = [(p.chosen_score or 0.0) > (p.rejected_score or 0.0) for p in train]
+    right = [gold[0] > gold[1] for gold in map(golds, train)]
     facts = {
         "truncated_chosen": sum(p.chosen_truncated for p in train),
         "truncated_rejected": sum(p.rejected_truncated for p in train),
         "dropped_rows": 0,
     }
-    evaluation = Prompts.of_texts(model.base, prompts.evaluation)
-    return PreparedPairs(tuple(train), tuple(heldout), evaluation, facts, label_accuracy=float(np.mean(right)))
+    return PreparedPairs(
+        train=tuple(train),
+        heldout=tuple(heldout),
+        prompts=Prompts.of(model.base, prompts.evaluation),
+        facts=facts,
+        label_accuracy=float(np.mean(right)),
+        groups=tuple(as_groups(responses[for_training], settings)),
+        training_prompts=prompts.train,
+    )
 
 
 def sampled_responses(
-    model: AdaptedModel, task: Task, texts: Sequence[str], settings: Pairs, cache: Path
+    model: AdaptedModel, tasks: Tasks, texts: Sequence[Prompt], settings: Pairs, cache: Path
 ) -> pd.DataFrame:
-    """The reference's responses to prompts with their gold rewards, sampled or taken from the cache.
+    """The reference's responses to prompts with their rewards, sampled or taken from the cache.
 
-    Columns prompt_id (position in ``texts``), prompt_ids, tokens, finished, reward. The key of the cache is all that
-    decides the tokens: weights, task, prompts, settings, kind of device and version of the sampler.
+    Columns prompt_id (position in ``texts``), prompt_ids, tokens, finished, reward, which is what labels, and gold
+    where another reward evaluates. The key of the cache is all that decides them: weights, task, rewards, prompts,
+    settings, kind of device and version of the sampler.
     """
     base = model.base
     shape = settings.model_dump(include={"samples", "max_new_tokens", "temperature", "seed"})
-    key = digest([base.hash, task.fingerprint, list(texts), shape, base.device.type, generate.SAMPLER_VERSION])
+    rewards = [tasks.labels.fingerprint] + ([tasks.gold.fingerprint] if tasks.has_proxy else [])
+    key = digest([base.hash, *rewards, list(texts), shape, base.device.type, generate.SAMPLER_VERSION])
 
     def draw() -> pd.DataFrame:
-        ids = base.encode(texts)
+        ids = encode_all(base, texts)
         samples = generate.sample(
             model,
             ids,
@@ -80,15 +100,19 @@ def sampled_responses(
             seed=settings.seed,
         )[0]
         responses = [base.decode(s.tokens) for s in samples]
-        return pd.DataFrame(
+        sources = [texts[s.prompt] for s in samples]
+        frame = pd.DataFrame(
             {
                 "prompt_id": [s.prompt for s in samples],
                 "prompt_ids": [list(ids[s.prompt]) for s in samples],
                 "tokens": [list(s.tokens) for s in samples],
                 "finished": [s.finished for s in samples],
-                "reward": task.reward([texts[s.prompt] for s in samples], responses),
+                "reward": tasks.labels.reward(sources, responses),
             }
         )
+        if tasks.has_proxy:
+            frame["gold"] = tasks.gold.reward(sources, responses)
+        return frame
 
     return kept_frame(cache / "responses" / f"{key}.sealed", draw)
 
@@ -123,9 +147,43 @@ def label(responses: pd.DataFrame, settings: Pairs, *, noise: float) -> list[Tok
                     rejected_score=float(rejected.reward),
                     chosen_truncated=not chosen.finished,
                     rejected_truncated=not rejected.finished,
+                    chosen_gold=float(chosen.gold) if "gold" in responses else None,
+                    rejected_gold=float(rejected.gold) if "gold" in responses else None,
                 )
             )
     return pairs
+
+
+def as_groups(responses: pd.DataFrame, settings: Pairs) -> list[TokenGroup]:
+    """The responses of each prompt as a group, ranked with the noise of the labels.
+
+    Args:
+        responses: As from ``sampled_responses``.
+        settings: Kind and scale of the labels, and their seed.
+    """
+    groups = []
+    for prompt_id, rows in responses.groupby("prompt_id", sort=True):
+        rewards = [float(reward) for reward in rows["reward"]]
+        random = numpy_generator(settings.seed, "rankings", int(prompt_id))
+        groups.append(
+            TokenGroup(
+                prompt_ids=tuple(int(t) for t in rows["prompt_ids"].iloc[0]),
+                responses=tuple(tuple(int(t) for t in tokens) for tokens in rows["tokens"]),
+                finished=tuple(bool(finished) for finished in rows["finished"]),
+                rewards=tuple(rewards),
+                preference=preferences(rewards, Labelling(settings.labels, settings.scale), random),
+                prompt_id=int(prompt_id),
+                golds=tuple(float(gold) for gold in rows["gold"]) if "gold" in rows else None,
+            )
+        )
+    return groups
+
+
+def golds(pair: TokenPair) -> tuple[float, float]:
+    """The gold rewards of a pair's two responses: those that labelled it, unless there are others."""
+    if pair.chosen_gold is not None and pair.rejected_gold is not None:
+        return pair.chosen_gold, pair.rejected_gold
+    return pair.chosen_score or 0.0, pair.rejected_score or 0.0
 
 
 def as_rows(base: Base, pairs: Sequence[TokenPair]) -> list[dict[str, str | float | None]]:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prefopt.data import TokenPair
+from prefopt.data.types import TokenGroup
 from prefopt.evaluate.samples import Prompts
+from prefopt.tasks.base import Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,8 @@ class PreparedPairs:
         facts: What was counted on the way, for the manifest.
         label_accuracy: Share of the training pairs whose chosen response has the larger gold reward; None where the
             task has none.
+        groups: The sampled responses of each training prompt; none for the user's own pairs.
+        training_prompts: Those prompts, as texts or chats.
     """
 
     train: tuple[TokenPair, ...]
@@ -27,3 +31,5 @@ class PreparedPairs:
     prompts: Prompts
     facts: Mapping[str, object]
     label_accuracy: float | None = None
+    groups: tuple[TokenGroup, ...] = ()
+    training_prompts: tuple[Prompt, ...] = ()

@@ -66,7 +66,11 @@ CAPTIONS = {
     "reward_kl": (
         "Each small marker is one run, each large one the mean of a variant; bars span the seeds. Left in "
         "nats, right against the square root, in which reward is often nearly straight. Best of n: the "
-        "reference's own samples, picked by the gold reward, at the upper bound of its KL."
+        "reference's own samples, picked by the gold reward, at its KL."
+    ),
+    "proxy_gold": (
+        "Left the reward that labelled the training data, right the gold reward, of the same policies. Where the left "
+        "rises and the right falls, the policy has learnt the first one's mistakes."
     ),
     "cost": ("Where the time of one run goes, mean over seeds."),
     "power": (
@@ -208,7 +212,7 @@ SECTIONS = (
             "better; a higher reward further out may only mean longer training. Equal KL is not equal effort, so read "
             "this beside the win rates and not in their place.",
         ),
-        ("reward_kl",),
+        ("reward_kl", "proxy_gold"),
         ("kl", "rewards"),
         ("matched_kl",),
     ),

@@ -20,6 +20,7 @@ from prefopt.losses import make_loss
 from prefopt.runtime.progress import Silent
 from prefopt.selftest import world
 from prefopt.selftest.control import Control
+from prefopt.selftest.pipeline import pipeline
 from prefopt.storage.schema import REFERENCE
 from prefopt.train.feed import FixedOrder
 from prefopt.train.heldout import heldout_logps
@@ -69,6 +70,7 @@ def _run(seed: int) -> list[Control]:
             *estimates(trained),
             *ceiling(trained),
             *label_noise(here, seed),
+            *pipeline(here, seed),
         ]
 
 

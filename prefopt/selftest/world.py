@@ -29,7 +29,7 @@ from prefopt.model.generate import Sample, sample
 from prefopt.model.logps import score_rows
 from prefopt.model.packing import Row
 from prefopt.prepare.onpolicy import label
-from prefopt.tasks.base import DataTask
+from prefopt.tasks.base import DataTask, Prompt
 from prefopt.train.pairset import PairSet, reference_logps
 
 Floats = npt.NDArray[np.float64]
@@ -60,7 +60,7 @@ class Task(DataTask):
     has_reward = True
     fingerprint = "selftest"
 
-    def reward(self, prompts: Sequence[str], responses: Sequence[str]) -> Floats:
+    def reward(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Floats:
         """(N,) rewards."""
         return np.array([reward([int(word[1:]) for word in response.split()]) for response in responses])
 

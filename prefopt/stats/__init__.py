@@ -19,6 +19,7 @@ from prefopt.stats.estimates import (
 from prefopt.stats.frontier import (
     KlEstimate,
     MatchedKl,
+    best_of_n_kl,
     interquartile_mean,
     iqm,
     kl_of_samples,
@@ -69,6 +70,7 @@ __all__ = [
     "accuracies",
     "alpacaeval_lc",
     "attenuated",
+    "best_of_n_kl",
     "both_orders",
     "bradley_terry",
     "calibrate",

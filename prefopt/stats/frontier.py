@@ -141,6 +141,34 @@ def reward_at_matched_kl(
     return MatchedKl(at, two_way(difference, confidence=confidence))
 
 
+def best_of_n_kl(n: int, top: ArrayLike) -> Array:
+    """KL(best of n || reference) where the best outcome has a probability that is not small, nats.
+
+    With e that probability: (1-e)^n [log n + (n-1) log(1-e) - (n-1)/n] + (1-(1-e)^n) log((1-(1-e)^n) / e), which is the
+    usual log n - (n-1)/n as e vanishes, and below it elsewhere.
+
+    Args:
+        n: Samples of which the best is taken.
+        top: (N,) log-probability of the best outcome of each prompt under the reference, nats.
+
+    Returns:
+        (N,) nats.
+
+    Source:
+        Beirami et al. 2024, arXiv:2401.01879.
+
+    Example:
+        >>> import math
+        >>> round(float(best_of_n_kl(8, [math.log(0.2)])[0]), 3)
+        1.127
+    """
+    e = np.clip(np.exp(np.asarray(top, dtype=np.float64)), 1e-300, 1 - 1e-12)
+    missed = np.exp(n * np.log1p(-e))  # none of n is the best outcome
+    hit = -np.expm1(n * np.log1p(-e))
+    rest = missed * (np.log(n) + (n - 1) * np.log1p(-e) - (n - 1) / n)
+    return np.asarray(rest + hit * np.log(hit / e))
+
+
 def interquartile_mean(values: ArrayLike) -> Array:
     """Mean of the middle half along the last axis, with fractional weights at the quartiles.
 

@@ -22,6 +22,9 @@ class Conditions:
         code: The sources that can change a run.
         packages: Versions of the packages.
         device: The kind of machine.
+        stream: Where some variants make their own data, what all share instead: prompts, samples of each, labeller,
+            steps. Such a variant has no ``pair_order``.
+        rounds: The number of rounds, then a hash of their prompts and noise; compared between equal numbers.
     """
 
     data: str | None = None
@@ -32,6 +35,8 @@ class Conditions:
     code: str | None = None
     packages: str | None = None
     device: str | None = None
+    stream: str | None = None
+    rounds: str | None = None
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Conditions:
@@ -56,11 +61,22 @@ class Conditions:
         """
         for name in NAMES:
             mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
+            if mine != theirs and not _may_differ(name, self, other):
                 raise UnequalConditions(
                     f"seed {seed}: variants {own!r} and {others!r} differ in {name} ({mine} / {theirs}); "
                     "rerun both or drop one"
                 )
+
+
+def _may_differ(name: str, one: Conditions, other: Conditions) -> bool:
+    """Whether two variants may differ in a field, since one of them makes its own data."""
+    both = (one, other)
+    if name == "pair_order":
+        return any(each.stream is not None and each.pair_order is None for each in both)
+    if name == "stream":  # none was noted before some variant of the folder made its own data
+        return any(each.stream is None for each in both)
+    counts = [(each.rounds or "").rpartition(" ")[0] for each in both]
+    return name == "rounds" and counts[0] != counts[1]
 
 
 NAMES = tuple(field.name for field in fields(Conditions))

@@ -48,7 +48,7 @@ from prefopt.storage.hashing import seal, sha256_file, sha256_json
 from prefopt.storage.records import Manifest, RunRecord
 from prefopt.storage.schema import JUDGEMENT_COLUMNS, SCHEMA
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\[\]=,+-]{0,119}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\[\]=,+@-]{0,119}")
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
 
@@ -61,7 +61,7 @@ def check_name(name: str, what: str) -> str:
     if not _NAME.fullmatch(name) or name.lower().split(".")[0] in _RESERVED or name.endswith("."):
         raise UsageError(
             f"{what} {name!r} cannot be a folder name: start with a letter or digit, then letters, digits "
-            "and . _ - [ ] = , + only, at most 120"
+            "and . _ - [ ] = , + @ only, at most 120"
         )
     return name
 

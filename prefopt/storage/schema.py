@@ -21,10 +21,13 @@ PAIR_COLUMNS = (
 )  # fmt: skip
 # kl: sum over positions of the exact KL(pi || pi_ref) of next-token distributions, nats; logp and ref_logp: of the
 # sampled tokens, nats, summed; n_tokens includes the end token; finished: the end token was reached.
-# reward: the task's gold reward, missing where it has none.
+# reward: the task's gold reward, missing where it has none; where another reward trains, it is a column proxy.
 SCORE_COLUMNS = (
     "prompt_id", "sample", "reward", "kl", "logp", "ref_logp", "n_tokens", "finished",
 )  # fmt: skip
+# Further samples of the reference, of which the best of n is taken; its file is there where evaluation.best_of asks.
+BEST_OF = "best_of.parquet"
+BEST_OF_COLUMNS = ("prompt_id", "sample", "reward", "ref_logp")
 SAMPLE_COLUMNS = ("prompt_id", "sample", "prompt", "response")
 PROMPT_COLUMNS = ("prompt_id", "prompt")
 # score: mean over the comparisons of one prompt and seed of 1 (variant wins), 1/2 (tie), 0; n comparisons behind it,

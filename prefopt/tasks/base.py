@@ -15,13 +15,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+Prompt = str | tuple[tuple[str, str], ...]  # a text, or (role, content) of each message of a chat
+
+
 @dataclass(frozen=True, slots=True)
 class TaskPrompts:
     """Prompts of three disjoint sets of documents; no prompt occurs twice in all of them."""
 
-    train: tuple[str, ...]
-    heldout: tuple[str, ...]
-    evaluation: tuple[str, ...]
+    train: tuple[Prompt, ...]
+    heldout: tuple[Prompt, ...]
+    evaluation: tuple[Prompt, ...]
+
+
+def text_of(prompt: Prompt) -> str:
+    """A prompt as one text; of a chat, what each turn says, a line each."""
+    return prompt if isinstance(prompt, str) else "".join(f"{content}\n" for _, content in prompt)
 
 
 class Task(Protocol):
@@ -47,7 +55,7 @@ class Task(Protocol):
     def sft_texts(self, count: int, *, seed: int) -> list[str]:
         """Texts of which none gave a prompt, for the supervised fine-tune that makes the reference."""
 
-    def reward(self, prompts: Sequence[str], responses: Sequence[str]) -> npt.NDArray[np.float64]:
+    def reward(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> npt.NDArray[np.float64]:
         """(N,) gold reward of each response to the prompt at the same place."""
 
     def reward_report(self) -> Mapping[str, float]:
@@ -79,7 +87,7 @@ class DataTask:
         """
         raise UsageError("task data has no texts to fine-tune the reference on: set sft.steps = 0")
 
-    def reward(self, prompts: Sequence[str], responses: Sequence[str]) -> npt.NDArray[np.float64]:
+    def reward(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> npt.NDArray[np.float64]:
         """Refuse: nothing scores the responses.
 
         Raises:

@@ -25,7 +25,7 @@ import pandas as pd
 
 from prefopt.errors import MachineError, UsageError
 from prefopt.runtime.seeding import derive_seed, numpy_generator
-from prefopt.tasks.base import TaskPrompts
+from prefopt.tasks.base import Prompt, TaskPrompts, text_of
 from prefopt.tasks.sentiment import SentimentReward
 
 if TYPE_CHECKING:
@@ -124,9 +124,9 @@ class ImdbTask:
             epoch += 1
         return texts[:count]
 
-    def reward(self, prompts: Sequence[str], responses: Sequence[str]) -> npt.NDArray[np.float64]:
+    def reward(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> npt.NDArray[np.float64]:
         """(N,) log-odds, in nats, that prompt and response together are a positive review."""
-        return self._reward.score([prompt + response for prompt, response in zip(prompts, responses, strict=True)])
+        return self._reward.score([text_of(p) + response for p, response in zip(prompts, responses, strict=True)])
 
     def reward_report(self) -> Mapping[str, float]:
         """Share in [0, 1] of reviews that the reward never saw whose sign it gets right, by kind of text."""

@@ -27,6 +27,7 @@ from prefopt.contract.plugin_process import in_this_process, is_its_own
 from prefopt.errors import UsageError
 from prefopt.runtime.kept_state import kept_state
 from prefopt.testing.declarations import check_docstring, check_hyperparameters, check_spec
+from prefopt.testing.groups import check_groups
 
 
 class ContractError(UsageError):
@@ -282,4 +283,5 @@ _CHECKS: tuple[Callable[[Loss, str], Iterator[str]], ...] = (
     _check_declarations,
     check_hyperparameters,
     check_spec,
+    check_groups,
 )

@@ -13,6 +13,7 @@ from typing import Any
 from prefopt.contract.examples import ordinary_pairs, same, value_of, wide_pairs
 from prefopt.contract.loss import Loss, OffScaleWarning, PairLogps, inside
 from prefopt.contract.registry import loss_names, make_loss
+from prefopt.testing.groups import group_effect
 
 
 def _candidates(field: dataclasses.Field[Any]) -> list[Any]:
@@ -38,7 +39,7 @@ def check_hyperparameters(loss: Loss, device: str) -> Iterator[str]:
             continue
         others = [other for value in _candidates(field) if (other := _variant(base, field.name, value))]
         # Every word of a choice must do something; of the numbers, one that does is enough.
-        effects = [_has_effect(base, other, batches) for other in others]
+        effects = [_has_effect(base, other, batches) or group_effect(base, other) for other in others]
         wanted = all if isinstance(field.default, str) else any
         if not others or not wanted(effects):
             yield f"{field.name} has no effect on the loss"

@@ -11,14 +11,14 @@ import torch
 from prefopt.config.schema import Train
 from prefopt.errors import PrefoptError
 from prefopt.model.adapted import AdaptedModel
-from prefopt.train.feed import Feed
+from prefopt.train.feed import Feed, GroupBatch
 from prefopt.train.heldout import heldout_logps
 from prefopt.train.pairset import PairSet, Reference
 from prefopt.train.state import Run
-from prefopt.train.step import Batch, train_step
+from prefopt.train.step import AnyBatch, train_step
 
 
-def step_or_leave(model: AdaptedModel, chunk: Sequence[Run], batch: Batch, config: Train) -> None:
+def step_or_leave(model: AdaptedModel, chunk: Sequence[Run], batch: AnyBatch, config: Train) -> None:
     """One step of a stack; where it raises, each run takes the step by itself, and the one that raises again leaves.
 
     An error that says that the device or the machine is lost is no run's fault, and is raised.
@@ -58,7 +58,12 @@ def leave_diverged(model: AdaptedModel, run: Run, feed: Feed, seed: int) -> None
     at = run.outcome.diverged_at or 0
     run.history[:] = [row for row in run.history if row.step < at or (row.step == at and row.split == "train")]
     terms = not_finite(run)
-    pairs, reference = feed.batch(run, at - 1)
+    given = feed.batch(run, at - 1)
+    if isinstance(given, GroupBatch):
+        prompts = ", ".join(str(group.prompt_id) for group in given.groups)
+        run.outcome.reason = f"{terms} not finite at step {at}, one of the groups of prompts {prompts}"
+        return
+    pairs, reference = given
     batch_pairs = PairSet(tuple(pairs), Reference(reference[0], reference[1], ""))
     try:
         batch = heldout_logps(model, run.slot, run.loss, batch_pairs, seed=seed)

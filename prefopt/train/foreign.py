@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from prefopt.contract.groups import GroupLogps, GroupLoss, GroupTokens
 from prefopt.contract.loss import ChosenRejected, Loss, PairLogps, TokenStats
 from prefopt.contract.plugin_process import ProcessEndError, in_this_process
 from prefopt.errors import PrefoptError
@@ -49,6 +50,10 @@ class Guarded:
         """(B,) the loss of each pair."""
         return _like(_call(self._loss, logps), logps.chosen, "loss")
 
+    def group(self, groups: GroupLogps) -> Tensor:
+        """(B,) the loss of each group."""
+        return _like(_call(cast("GroupLoss", self._loss).group, groups), groups.logps[:, 0], "loss")
+
     def rewards(self, logps: PairLogps) -> ChosenRejected:
         """The implicit rewards, (B,) each."""
         rewards = _call(self._loss.rewards, logps)
@@ -69,7 +74,7 @@ def _named(rewards: ChosenRejected) -> list[tuple[str, Any]]:
     return [("chosen", rewards.chosen), ("rejected", rewards.rejected)]
 
 
-def _call(function: Callable[[PairLogps], Any], logps: PairLogps) -> Any:
+def _call(function: Callable[[Any], Any], logps: PairLogps | GroupLogps) -> Any:
     """What the function returns for its own copy of a batch; it must have left the copy as it was."""
     own, copies = _copy(logps, "")
     with kept_state(), in_this_process():
@@ -115,7 +120,7 @@ def _like(value: Any, pattern: Tensor, what: str) -> Tensor:
     return value
 
 
-def _copy(values: PairLogps | TokenStats, place: str) -> tuple[Any, dict[str, Tensor]]:
+def _copy(values: PairLogps | TokenStats | GroupLogps | GroupTokens, place: str) -> tuple[Any, dict[str, Tensor]]:
     """The same values in tensors of their own, which pass gradients on; and these tensors by name."""
     copies: dict[str, Tensor] = {}
     fields: dict[str, Any] = {}
@@ -123,7 +128,7 @@ def _copy(values: PairLogps | TokenStats, place: str) -> tuple[Any, dict[str, Te
         value = getattr(values, field.name)
         if isinstance(value, Tensor):
             value = copies[place + field.name] = value.clone()
-        elif isinstance(value, TokenStats):
+        elif isinstance(value, TokenStats | GroupTokens):
             value, inner = _copy(value, f"{field.name}.")
             copies |= inner
         fields[field.name] = value

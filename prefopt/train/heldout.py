@@ -96,6 +96,11 @@ def heldout_frame(model: AdaptedModel, run: Run, pairs: PairSet, *, seed: int) -
     frame["pair_id"] = [p.pair_id for p in pairs.pairs]
     frame["prompt_id"] = [p.prompt_id for p in pairs.pairs]
     frame["ref_logps_chosen"], frame["ref_logps_rejected"] = pairs.reference.chosen, pairs.reference.rejected
-    frame["gold_chosen"] = [np.nan if p.chosen_score is None else p.chosen_score for p in pairs.pairs]
-    frame["gold_rejected"] = [np.nan if p.rejected_score is None else p.rejected_score for p in pairs.pairs]
+    frame["gold_chosen"] = [_first(p.chosen_gold, p.chosen_score) for p in pairs.pairs]
+    frame["gold_rejected"] = [_first(p.rejected_gold, p.rejected_score) for p in pairs.pairs]
     return frame[list(PAIR_COLUMNS)]
+
+
+def _first(*values: float | None) -> float:
+    """The first that is there, else NaN."""
+    return next((value for value in values if value is not None), np.nan)

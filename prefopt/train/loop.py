@@ -20,12 +20,13 @@ from prefopt.model.adapters import AdapterBank
 from prefopt.runtime import interrupts, memory
 from prefopt.runtime.progress import Progress
 from prefopt.train.failures import leave_diverged, not_finite, step_or_leave, why_left
-from prefopt.train.feed import Feed, PairBatch
+from prefopt.train.feed import Feed, GroupBatch, PairBatch
+from prefopt.train.grouped import GroupedBatch
 from prefopt.train.heldout import evaluate_heldout
 from prefopt.train.optimizer import with_optimizer
 from prefopt.train.pairset import PairSet
 from prefopt.train.state import Run, collect, latest
-from prefopt.train.step import Batch
+from prefopt.train.step import AnyBatch, Batch
 
 # Of "auto" checkpoints: seconds between two, and seconds of work that one after the last step must save.
 AUTO_EVERY_S, AUTO_LAST_S = 60.0, 10.0
@@ -119,16 +120,22 @@ class _Lockstep:
                     run.counters.step = step + 1
         return active
 
-    def _batches(self, runs: Sequence[Run], step: int) -> list[tuple[Batch, list[Run]]]:
+    def _batches(self, runs: Sequence[Run], step: int) -> list[tuple[AnyBatch, list[Run]]]:
         """The batches of a step, each with the runs that the feed gave that very object."""
-        members: dict[int, tuple[PairBatch, list[Run]]] = {}
+        members: dict[int, tuple[PairBatch | GroupBatch, list[Run]]] = {}
         for run in runs:
-            pairs = self.feed.batch(run, step)
-            members.setdefault(id(pairs), (pairs, []))[1].append(run)
-        return [
-            (Batch(self.model, pairs.pairs, pairs.reference, self.config, self.seed, step), takers)
-            for pairs, takers in members.values()
-        ]
+            try:
+                given = self.feed.batch(run, step)
+            except Exception as problem:  # what labels its own responses may be somebody else's code
+                run.outcome.reason = f"{why_left(problem)} while its responses were labelled at step {step}"
+                continue
+            members.setdefault(id(given), (given, []))[1].append(run)
+        return [(self._batch(given, step), takers) for given, takers in members.values()]
+
+    def _batch(self, given: PairBatch | GroupBatch, step: int) -> AnyBatch:
+        if isinstance(given, GroupBatch):
+            return GroupedBatch(self.model, given, self.config, self.seed, step)
+        return Batch(self.model, given.pairs, given.reference, self.config, self.seed, step)
 
     def must_keep(self, done: int, *, ending: bool) -> bool:
         """Whether checkpoints are to be written after this step."""

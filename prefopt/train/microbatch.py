@@ -54,6 +54,7 @@ class Microbatch:
         lengths: (2, B) response tokens, chosen and rejected.
         reference: (2, B) reference log-probabilities in nats.
         scores: (2, B) preference strengths, or None.
+        weights: (B,) what each pair counts, or None where all count 1.
         tokens: Per-token values, chosen and rejected, that do not depend on the policy; None unless asked for.
         places: Where the chosen and the rejected responses' tokens lie in their grids; None where ``tokens`` is.
         ref_hidden: (R, d) the reference's states that predict the scored tokens, for ``ref_kl``, or None.
@@ -68,6 +69,7 @@ class Microbatch:
     places: tuple[Places, Places] | None = None
     ref_hidden: Tensor | None = None
     mismatched: tuple[PackedRows, Tensor] | None = None
+    weights: Tensor | None = None
 
     @property
     def n_pairs(self) -> int:
@@ -116,6 +118,7 @@ def _sums_alone(base: Base, pairs: Sequence[TokenPair], reference: np.ndarray, c
     """B pairs packed, with what losses on sums need: lengths, reference sums, and strengths where all have one."""
     device = base.device
     lengths = [[len(p.chosen_ids) for p in pairs], [len(p.rejected_ids) for p in pairs]]
+    weights = [pair.weight for pair in pairs]
     scored = all(p.chosen_score is not None and p.rejected_score is not None for p in pairs)
     scores = [[p.chosen_score for p in pairs], [p.rejected_score for p in pairs]]
     return Microbatch(
@@ -123,6 +126,7 @@ def _sums_alone(base: Base, pairs: Sequence[TokenPair], reference: np.ndarray, c
         lengths=to_device(torch.tensor(lengths, dtype=torch.float32), device),
         reference=to_device(torch.as_tensor(reference, dtype=torch.float32), device),
         scores=to_device(torch.tensor(scores, dtype=torch.float32), device) if scored else None,
+        weights=None if all(w == 1.0 for w in weights) else to_device(torch.tensor(weights), device),
     )
 
 

@@ -152,13 +152,19 @@ class Run:
 @torch.no_grad()
 def batch_means(loss: Loss, batch: PairLogps) -> Tensor:
     """(9,) what ``Means`` names, over a batch of B pairs, still on the device."""
+    return means_of(loss, batch, loss(batch))
+
+
+@torch.no_grad()
+def means_of(loss: Loss, batch: PairLogps, values: Tensor) -> Tensor:
+    """(9,) the same, where the losses are known; of groups, ``batch`` is the best and the worst of each."""
     rewards, h = loss.rewards(batch), batch.logratios()
 
     def share(margin: Tensor) -> Tensor:
         return ((margin > 0).float() + 0.5 * (margin == 0).float()).mean()  # a tie is half right
 
     means = Means(
-        loss=loss(batch).mean(),
+        loss=values.mean(),
         rewards_chosen=rewards.chosen.mean(),
         rewards_rejected=rewards.rejected.mean(),
         rewards_margins=rewards.margin.mean(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -71,24 +71,50 @@ class Batch:
             ]  # fmt: skip
         return self.packed[needs, copies]
 
+    @property
+    def n_pairs(self) -> int:
+        """B."""
+        return len(self.pairs)
 
-def train_step(model: AdaptedModel, chunk: Sequence[Run], batch: Batch, config: Train) -> None:
+    def backward(self, chunk: Sequence[Run]) -> tuple[list[Tensor], int]:
+        """Leave the gradients in the bank; the (9,) means of each run, and the tokens of one copy."""
+        needs = Needs.of([run.loss for run in chunk])
+        micros = self.micro_batches(needs, len(chunk))
+        if len(micros) > 1 and any(run.loss.batch_coupled for run in chunk):
+            seen = _coupled_backward(self.model.base, micros, chunk, needs)
+        else:
+            seen = _backward(self.model.base, micros, chunk, needs, self.n_pairs)
+        means = [batch_means(run.loss, logps) for run, logps in zip(chunk, seen, strict=True)]
+        return means, sum(m.rows.input_ids.shape[0] // m.rows.copies for m in micros)
+
+
+class AnyBatch(Protocol):
+    """A batch of pairs or of groups: what a step needs to know of it."""
+
+    @property
+    def step(self) -> int:
+        """The step, counted from 0."""
+
+    @property
+    def n_pairs(self) -> int:
+        """Pairs, for the counters."""
+
+    def backward(self, chunk: Sequence[Run]) -> tuple[list[Tensor], int]:
+        """Leave the gradients in the bank; the (9,) means of each run, and the tokens of one copy."""
+
+
+def train_step(model: AdaptedModel, chunk: Sequence[Run], batch: AnyBatch, config: Train) -> None:
     """One optimizer step of a stack of runs."""
     base, slots = model.base, slice(chunk[0].slot, chunk[-1].slot + 1)
-    needs = Needs.of([run.loss for run in chunk])
-    micros = batch.micro_batches(needs, len(chunk))
-    n_pairs, step = len(batch.pairs), batch.step
+    step = batch.step
     model.adapters.grads[slots].zero_()
     with model.train(slots):
-        if len(micros) > 1 and any(run.loss.batch_coupled for run in chunk):
-            seen = _coupled_backward(base, micros, chunk, needs)
-        else:
-            seen = _backward(base, micros, chunk, needs, n_pairs)
+        seen, tokens = batch.backward(chunk)
     gradients = model.adapters.grads[slots]  # (K, P)
     norms = gradients.norm(dim=1)  # (K,): each run is clipped by its own norm
     rate = schedule(config, step)
-    for run, logps, norm, gradient in zip(chunk, seen, norms, gradients, strict=True):
-        row = Pending(step + 1, "train", batch_means(run.loss, logps), run.learning_rate * rate, norm)
+    for run, means, norm, gradient in zip(chunk, seen, norms, gradients, strict=True):
+        row = Pending(step + 1, "train", means, run.learning_rate * rate, norm)
         ok = norm.isfinite() & row.means.isfinite().all()
         gradient.mul_((config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))  # as torch's clip_grad_norm_
         if base.device.type != "cpu":
@@ -101,8 +127,8 @@ def train_step(model: AdaptedModel, chunk: Sequence[Run], batch: Batch, config: 
         assert optimizer is not None
         optimizer.param_groups[0]["lr"] = run.learning_rate * rate
         optimizer.step()
-        run.counters.pairs += n_pairs
-        run.counters.tokens += sum(m.rows.input_ids.shape[0] // m.rows.copies for m in micros)
+        run.counters.pairs += batch.n_pairs
+        run.counters.tokens += tokens
 
 
 def _backward(
@@ -117,7 +143,8 @@ def _backward(
             batches = _with_mismatched(base, micro, pair_logps(micro, leaves, needs))
             if len(micros) == 1:  # a batch in parts has no moving average: losses that keep one are coupled
                 batches = [_with_running(run, batch) for run, batch in zip(chunk, batches, strict=True)]
-            total = torch.stack([r.loss(b).sum() for r, b in zip(chunk, batches, strict=True)]).sum() / n_pairs
+            losses = [weighted(run.loss(batch), micro.weights) for run, batch in zip(chunk, batches, strict=True)]
+            total = torch.stack([loss.sum() for loss in losses]).sum() / n_pairs
             _send_back(signals, leaves, total)
         for one, batch in zip(seen, batches, strict=True):
             one.append(_detached(batch))
@@ -135,12 +162,21 @@ def _coupled_backward(base: Base, micros: Sequence[Microbatch], chunk: Sequence[
         parts.append(_with_mismatched(base, micro, pair_logps(micro, leaf, needs)))
     batches = [concatenate([part[i] for part in parts]) for i in range(len(chunk))]
     batches = [_with_running(run, batch) for run, batch in zip(chunk, batches, strict=True)]
-    torch.stack([run.loss(batch).mean() for run, batch in zip(chunk, batches, strict=True)]).sum().backward()  # type: ignore[no-untyped-call]
+    weights = [micro.weights for micro in micros]
+    given = [w if w is not None else torch.ones_like(m.lengths[0]) for w, m in zip(weights, micros, strict=True)]
+    of_all = torch.cat(given) if any(w is not None for w in weights) else None
+    losses = [weighted(run.loss(batch), of_all).mean() for run, batch in zip(chunk, batches, strict=True)]
+    torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
     for micro, leaf in zip(micros, leaves, strict=True):  # d loss / d signal is known now: carry it on, part by part
         with use_layout(micro.rows):
             signals = forward(base, micro, needs)
             _into_graph(signals, leaf)
     return [_detached(batch) for batch in batches]
+
+
+def weighted(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """(B,) losses times the pairs' weights; those themselves where every pair counts."""
+    return losses if weights is None else losses * weights
 
 
 def _leaves(signals: Signals) -> Signals:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import exp, expm1, log, log1p
+from math import exp, expm1, log, log1p, sqrt
 
 import torch
 
@@ -78,7 +78,7 @@ def batch_of(loss: Loss) -> PairLogps:
     if loss.name == "beta_dpo":
         return drawn(0.5, 0.1)
     if loss.token_fields:
-        return TOKENS
+        return replace(TOKENS, chosen_score=t(3), rejected_score=t(1)) if loss.needs_scores else TOKENS
     kept = loss.statistic(PAIRS)
     return replace(PAIRS, running=t(0.5, 0.25)) if kept is not None and len(kept.shape) and len(kept) == 2 else PAIRS
 
@@ -89,10 +89,18 @@ def kl(p: float, q: float) -> float:
 
 SOFT = 1000 * (sigmoid(2) - 0.5)
 
+A = 1 / (sqrt(2) + 1e-4)  # GRPO's advantage of the better of two
+
 GOLDEN: dict[str, float] = {
     # Pair 1: D = 2 - (-1) = 3.
     "dpo": nls(0.1 * 3),
     "dpo_flipped": nls(-0.1 * 3),
+    # R = 3 - 0.05 * 2 and 1 + 0.05; each other's baseline.
+    "rloo": -(1.85 * -10 + -1.85 * -14) / 2,
+    "grpo": (0.04 * (exp(-1) + 2 * (exp(-2) + 1)) + 6 * A - A) / 4,
+    "grpo[normalizer=grpo]": ((0.04 * (exp(-1) + exp(-2) + 1) + 6 * A) / 3 + 0.04 * (exp(-2) + 1) - A) / 2,
+    "dpo_pl": nls(0.1 * 3),
+    "infonca": sigmoid(2) * nls(0.3) + sigmoid(-2) * nls(-0.3),
     "cdpo": 0.9 * nls(0.3) + 0.1 * nls(-0.3),
     "rdpo": (0.9 * nls(0.3) - 0.1 * nls(-0.3)) / 0.8,
     "cdpo[label_smoothing=0.2]": 0.8 * nls(0.3) + 0.2 * nls(-0.3),

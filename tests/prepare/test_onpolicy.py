@@ -16,6 +16,7 @@ from prefopt.model import generate
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
 from prefopt.prepare.onpolicy import label, sampled_responses
+from prefopt.prepare.task import Tasks
 
 
 def responses(prompts: int, samples: int = 4, spread: float = 1.0) -> pd.DataFrame:
@@ -75,7 +76,8 @@ def test_responses_of_another_sampler_are_not_taken_from_the_cache(
 ) -> None:
     base = tiny_base()
     model = AdaptedModel.wrap(base, Lora(rank=2, alpha=4), size=1)
-    task: Any = SimpleNamespace(fingerprint="toy", reward=lambda texts, responses: np.zeros(len(texts)))
+    toy: Any = SimpleNamespace(fingerprint="toy", reward=lambda texts, responses: np.zeros(len(texts)))
+    task = Tasks(toy, toy, toy)
     texts, settings = ("the cat", "a dog"), Pairs(samples=2, max_new_tokens=3)
 
     def kept() -> int:

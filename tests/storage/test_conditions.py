@@ -34,3 +34,21 @@ def test_the_runs_of_a_seed_are_compared_and_failed_ones_left_out() -> None:
     runs["simpo", 0] = RunRecord(variant="simpo", seed=0, status="diverged", conditions=other)
     with pytest.raises(UnequalConditions, match=r"seed 0: variants 'dpo' and 'simpo' differ in data"):
         check_conditions(runs)
+
+
+def test_variants_that_make_their_own_data_share_a_stream_in_place_of_an_order() -> None:
+    from dataclasses import replace
+
+    plain = Conditions(data="d", pair_order="o", stream="s")
+    own = replace(plain, pair_order=None)
+    three, again, one = (replace(own, rounds=text) for text in ("3 a", "3 b", "1 c"))
+    for a, b in ((plain, own), (plain, three), (three, one), (own, replace(plain, stream=None))):
+        a.require_equal(b, seed=0, own="a", others="b")
+        b.require_equal(a, seed=0, own="b", others="a")
+    for a, b, name in (
+        (three, again, "rounds"),
+        (own, replace(own, stream="t"), "stream"),
+        (plain, replace(plain, pair_order="p"), "pair_order"),
+    ):
+        with pytest.raises(UnequalConditions, match=name):
+            a.require_equal(b, seed=0, own="a", others="b")

@@ -22,6 +22,7 @@ import prefopt
 from prefopt import ChosenRejected, Loss, OffScaleWarning, PairLogps, hyper, loss_names, make_loss, register
 from prefopt.contract import registry
 from prefopt.contract.examples import ordinary_pairs, single_pairs
+from prefopt.contract.groups import GroupLogps, GroupLoss
 from prefopt.errors import DataError, UsageError
 from prefopt.testing import ContractError, check_loss, contract_failures
 
@@ -74,7 +75,14 @@ def mutant(name: str, change: Callable[[Loss, PairLogps], tuple[Loss, PairLogps]
     def call(self: Loss, logps: PairLogps) -> Tensor:
         return original.__call__(*change(self, logps))
 
-    cls: Any = type(original.__name__, (original,), {"__call__": call, "__doc__": original.__doc__})
+    def group(self: Loss, groups: GroupLogps) -> Tensor:
+        changed, same = change(self, groups)  # type: ignore[arg-type]
+        return original.group(changed, same)  # type: ignore[attr-defined]
+
+    # A mutant that confuses fields does so in the formula, which of a loss of groups is that of the groups.
+    of_fields = original.takes_groups and getattr(change, "of_fields", False)
+    formula = {"group": group} if of_fields else {"__call__": call}
+    cls: Any = type(original.__name__, (original,), {**formula, "__doc__": original.__doc__})
     cls = dataclass(frozen=True)(cls)
     registry.REGISTRY[name] = cls
     return cls()
@@ -139,6 +147,7 @@ def ignored(field: str) -> Callable[[Loss, PairLogps], tuple[Loss, PairLogps]]:
         default = next(f.default for f in dataclasses.fields(loss) if f.name == field)
         return dataclasses.replace(loss, **{field: default}), logps  # type: ignore[arg-type]
 
+    change.of_fields = True  # type: ignore[attr-defined]
     return change
 
 
@@ -150,6 +159,7 @@ def mixed_up(one: str, other: str) -> Callable[[Loss, PairLogps], tuple[Loss, Pa
             object.__setattr__(made, f.name, getattr(loss, source))
         return made, logps
 
+    change.of_fields = True  # type: ignore[attr-defined]
     return change
 
 
@@ -162,7 +172,13 @@ def mutations(name: str) -> Iterator[tuple[str, Callable[[Loss, PairLogps], tupl
         yield "mean for sum", on_inputs(mean_for_sum)
     if cls.needs_reference:
         yield "swapped reference", on_inputs(swapped_reference)
-    if name not in ("sppo_soft", "rpo_reward"):  # They take the label from the scores, which are swapped as well.
+    if name not in (
+        "sppo_soft",
+        "rpo_reward",
+        "rloo",
+        "grpo",
+        "infonca",
+    ):  # They take the label from the scores, which are swapped as well.
         yield "wrong sign", on_inputs(wrong_sign)
     yield "detached chosen", on_inputs(detached("chosen"))
     if name != "sft":  # It does not look at the rejected response.
@@ -429,4 +445,4 @@ def test_no_module_asks_for_a_loss_by_name() -> None:
 
 def test_no_loss_inherits_from_another() -> None:
     for cls in registry.REGISTRY.values():
-        assert cls.__bases__ == (Loss,)
+        assert cls.__bases__ in ((Loss,), (GroupLoss,))

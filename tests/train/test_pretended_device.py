@@ -15,11 +15,14 @@ from training import CONFIG, scored
 
 from prefopt import PairLogps, make_loss
 from prefopt.contract.loss import Loss
+from prefopt.data.types import TokenGroup
 from prefopt.losses import loss_names
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.generate import sample
 from prefopt.model.logps import pair_rows, response_logps
 from prefopt.model.packing import pack, use_layout
+from prefopt.train.feed import GroupBatch
+from prefopt.train.grouped import GroupedBatch
 from prefopt.train.heldout import heldout_logps
 from prefopt.train.optimizer import with_optimizer
 from prefopt.train.pairset import PairSet, Reference
@@ -53,6 +56,22 @@ def test_every_loss_steps_without_a_wait_or_a_tensor_of_another_device(
             losses = [make_loss(name) for name in names[first : first + 3]]
             for run in step(model, losses, micro_batch=micro_batch):
                 assert run.pending[-1].means.device == model.base.device
+
+
+@pytest.mark.parametrize("micro_batch", ["auto", 1])
+def test_groups_step_without_a_wait_or_a_tensor_of_another_device(
+    micro_batch: int | str, tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = [TokenGroup(p.prompt_ids, (p.chosen_ids, p.rejected_ids), (True,) * 2, (1, 0), (1, 0), 0) for p in PAIRS]
+    config = CONFIG.model_copy(update={"micro_batch": micro_batch})
+    zeros = [[np.zeros(len(r), np.float32) for r in group.responses] for group in both]
+    batch = GroupBatch(both, list(ZEROS.T), zeros)
+    with pretended_model(tiny_folder("llama"), monkeypatch, size=3) as model:
+        runs = [Run(name, make_loss(name), 1e-3, slot) for slot, name in enumerate(("rloo", "grpo", "dpo_pl"))]
+        for run in runs:
+            with_optimizer(run, model.adapters, config)
+        train_step(model, runs, GroupedBatch(model, batch, config, 0, 0), config)
+        assert all(run.pending[-1].means.device == model.base.device for run in runs)
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("gpt2", "float32"), ("qwen3", "bfloat16"), ("gemma3", "bfloat16")])

@@ -36,6 +36,31 @@ def reward_kl(results: Results) -> Figure | None:
     return fig
 
 
+def proxy_gold(results: Results) -> Figure | None:
+    """The reward that policies were trained by, beside the gold one, each against the square root of the KL."""
+    points = [p for p in results["frontier"]["points"] if p.get("proxy") is not None and p["kl"] is not None]
+    if not points or points[0]["reward"] is None:
+        return None
+    style = variant_looks(results)
+    fig = figure(9.4, 4.2 if len(style) <= 14 else 5.4)
+    for axes, key in zip(fig.subplots(1, 2), ("proxy", "reward"), strict=True):
+        for variant, look in style.items():
+            own = [point for point in points if point["variant"] == variant]
+            if own:
+                at = [float(np.sqrt(max(point["kl"], 0.0))) for point in own]
+                value = [point[key] for point in own]
+                options = {"linestyle": "none", "marker": look.marker, "color": look.colour}
+                axes.plot(at, value, markersize=3.2, alpha=0.45, **options)
+                axes.plot(np.mean(at), np.mean(value), markersize=7, label=short(variant, 26), **options)
+        axes.set_xlabel("√KL to the reference, √nats")
+        axes.set_ylabel("reward that labels" if key == "proxy" else "mean gold reward")
+        axes.set_xlim(left=0)
+        grid(axes)
+    handles, labels = axes.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside right upper", ncols=1 if len(labels) <= 16 else 2, fontsize=7)
+    return fig
+
+
 def _frontier_panel(
     axes: Any, results: Results, points: Sequence[Mapping[str, Any]], key: str, style: Mapping[str, Any], *, root: bool
 ) -> None:
@@ -53,7 +78,7 @@ def _frontier_panel(
     best = results["frontier"]["best_of_n"] if key == "reward" else []
     if len(best) > 1:
         axes.plot(
-            [x(row["kl_bound"]) for row in best], [row["reward"] for row in best], color=GREY, linewidth=1.2,
+            [x(row["kl"]) for row in best], [row["reward"] for row in best], color=GREY, linewidth=1.2,
             linestyle=(0, (2, 2)), marker=".", markersize=4, label=f"best of n ≤ {best[-1]['n']}", zorder=1,
         )  # fmt: skip
     for variant, look in style.items():

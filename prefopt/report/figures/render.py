@@ -13,7 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from prefopt.report.figures.curves import learning_curves, logps_curves
-from prefopt.report.figures.policies import calibration, cost, reward_kl
+from prefopt.report.figures.policies import calibration, cost, proxy_gold, reward_kl
 from prefopt.report.figures.style import GREY, INK, figure, grid, looks, save, short, styled, variant_looks
 
 Results = Mapping[str, Any]
@@ -173,6 +173,7 @@ FIGURES: Mapping[str, Callable[[Results], Figure | None]] = {
     "logps": logps_curves,
     "calibration": calibration,
     "reward_kl": reward_kl,
+    "proxy_gold": proxy_gold,
     "cost": cost,
     "power": power,
 }
