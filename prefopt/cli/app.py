@@ -15,6 +15,7 @@ from prefopt.cli import streams
 from prefopt.cli.checkup import info, selftest
 from prefopt.cli.compare import compare
 from prefopt.cli.console import visible
+from prefopt.cli.export import export
 from prefopt.cli.judge import judge
 from prefopt.cli.losses import doctor, losses
 from prefopt.cli.pairs import pairs
@@ -35,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (compare, report, judge, power, selftest, losses, doctor, pairs, reward, info):
+for command in (compare, report, judge, export, power, selftest, losses, doctor, pairs, reward, info):
     app.command()(command)
 
 

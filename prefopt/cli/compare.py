@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +23,7 @@ from prefopt.cli.options import (
     as_text,
     style,
 )
+from prefopt.cli.words import command_line
 from prefopt.errors import IncompleteError
 from prefopt.storage.schema import REFERENCE
 
@@ -62,7 +62,7 @@ def compare(
     in_process: Annotated[bool, typer.Option("--in-process", help="Without a process to train in, to debug.")] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
-) -> None:
+) -> Path | dict[str, Any]:
     """Train variants x seeds under identical conditions, evaluate them, and write a report."""
     from prefopt.analysis.claims import parse
     from prefopt.config.load import load_command
@@ -85,22 +85,23 @@ def compare(
     )
     asserted = [parse(text, [variant.name for variant in wanted.variants]) for text in claims or []]
     if dry_run:
-        _show_plan(wanted, style(quiet, as_json), as_json)
-        return
+        return _show_plan(wanted, style(quiet, as_json), as_json)
     with Console(style(quiet, as_json)) as console:
         hang_after_s = None if in_process else hang_after
         folder, unfinished, page = _run(
             wanted, results, plugin or [], console, wait=wait, hang_after_s=hang_after_s, isolate=isolate
         )
     _conclude(folder, unfinished, asserted, page, quiet=quiet, as_json=as_json)
+    return folder.root
 
 
-def _show_plan(config: Config, shown: Style, as_json: bool) -> None:
+def _show_plan(config: Config, shown: Style, as_json: bool) -> dict[str, Any]:
     from prefopt.comparison.dry_run import plan
 
     with Console(shown) as console:
         lines = plan(config, progress=console)
     print(as_text(lines) if as_json else as_lines(lines, width=28))
+    return lines
 
 
 def _run(
@@ -122,7 +123,7 @@ def _run(
     from prefopt.runtime import interrupts
     from prefopt.storage import locks
 
-    words = ["prefopt", *sys.argv[1:]]
+    words = command_line()
     with interrupts.listen(), locks.hold(results / config.name, wait=wait, say=console.say) as lock:
         launcher: Launcher = InProcess() if hang_after_s is None else Supervised(plugins, hang_after_s)
         folder = launcher.run(Job(config=config, results=results, command=words, lock=lock, isolate=isolate), console)

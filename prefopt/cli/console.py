@@ -1,4 +1,4 @@
-"""What people see while a comparison runs: a live display on a terminal, plain lines elsewhere."""
+"""What people see while a comparison runs: a live display on a terminal or in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,11 +15,20 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from prefopt.cli import notebook
 from prefopt.cli.diverted import Diverted
 
-Style = Literal["auto", "plain", "quiet", "json"]
+Style = Literal["auto", "notebook", "plain", "quiet", "json"]
 PLAIN_EVERY_S = 10.0
 MOST_SHOWN = 8  # variants in a plain line
+# What is shown of each variant while it trains: the heading, and the metric.
+METRICS = {
+    "step": "step",
+    "loss": "loss",
+    "margin (own units)": "rewards/margins",
+    "margin (nats)": "logratio/margins",
+    "accuracy": "logratio/accuracies",
+}
 
 
 def visible(text: str) -> str:
@@ -31,13 +40,15 @@ class Console:
     """Shows stages, steps and metrics; use as a context manager.
 
     Args:
-        style: ``auto`` is a live display on a terminal and plain lines elsewhere; ``quiet`` shows nothing;
-            ``json`` prints one JSON object a line.
+        style: ``auto`` is a live display on a terminal or in a notebook and plain lines elsewhere; ``quiet`` shows
+            nothing; ``json`` prints one JSON object a line.
     """
 
     def __init__(self, style: Style = "auto") -> None:
         self.rich = RichConsole(stderr=True, highlight=False)
-        self.style: Style = ("auto" if self.rich.is_terminal else "plain") if style == "auto" else style
+        self.cell = notebook.Cell(METRICS) if style == "auto" and notebook.running() else None
+        here: Style = "notebook" if self.cell is not None else "auto" if self.rich.is_terminal else "plain"
+        self.style: Style = here if style == "auto" else style
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -65,6 +76,8 @@ class Console:
     ) -> None:
         if self.live is not None:
             self.live.stop()
+        if self.cell is not None:
+            self.cell.close(failed=kind is not None)
         if self.diverted is not None:
             diverted, self.diverted = self.diverted, None
             for line in diverted.stop():
@@ -82,6 +95,8 @@ class Console:
         """A line that stays."""
         if self.style == "json":
             self._emit({"message": text})
+        elif self.cell is not None:
+            self.cell.say(text)
         elif self.style != "quiet":
             self.rich.print(visible(text), markup=False, soft_wrap=True)
 
@@ -89,6 +104,9 @@ class Console:
         """Not shown: the title of a stage says it."""
 
     def _show(self, text: str, done: int, total: int, values: Mapping[str, Mapping[str, float]]) -> None:
+        if self.cell is not None:
+            self.cell.show(text, done, total, values)
+            return
         changed, self.text = text != self.text, text
         if self.live is not None:
             if changed:
@@ -123,10 +141,10 @@ class Console:
 def metrics_table(values: Mapping[str, Mapping[str, float]]) -> Table:
     """A line for each variant: step, loss, margins and accuracy as last measured."""
     table = Table(box=None, pad_edge=False)
-    for heading in ("variant", "step", "loss", "margin (own units)", "margin (nats)", "accuracy"):
+    for heading in ("variant", *METRICS):
         table.add_column(heading, justify="left" if heading == "variant" else "right")
     for name, m in values.items():
-        keys = ("loss", "rewards/margins", "logratio/margins", "logratio/accuracies")
+        keys = [key for key in METRICS.values() if key != "step"]
         table.add_row(visible(name), str(int(m.get("step", 0))), *(_number(m.get(key)) for key in keys))
     return table
 

@@ -32,7 +32,7 @@ def judge(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print calls and tokens, and stop.")] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
-) -> None:
+) -> dict[str, Any]:
     """Judge a comparison's samples, again or by another judge, without training anything again."""
     from prefopt.cli import outcome
     from prefopt.judges import judging
@@ -47,9 +47,9 @@ def judge(
     request = JudgeRequest(folder, by, pairs, prompts, base_url, api_key_env, limits, device)
     show = as_text if as_json else as_lines
     if questions is not None:
-        print(show({"questions": str(questions), "comparisons": judging.write_blank(request, questions)}))
+        shown = {"questions": str(questions), "comparisons": judging.write_blank(request, questions)}
     elif dry_run:
-        print(show(_plan_shown(judging.plan(request))))
+        shown = _plan_shown(judging.plan(request))
     else:
         with Console(style(quiet, as_json)) as console, interrupts.listen(), locks.hold(folder):
             record = judging.run(request, console)
@@ -60,6 +60,9 @@ def judge(
             print(outcome.as_table(page))
         if record["problems"]:
             raise IncompleteError(f"judge {record['judge']}: " + "; ".join(record["problems"]))
+        return record
+    print(show(shown))
+    return shown
 
 
 def _plan_shown(plan: Plan) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def pairs(
     settings: Settings = None,
     heldout: Annotated[bool, typer.Option("--heldout", help="Write the held-out pairs instead.")] = False,
     quiet: Quiet = False,
-) -> None:
+) -> Path:
     """Make preference pairs from a task with a gold reward, and write them as JSONL."""
     from prefopt.config.load import load_command
 
@@ -39,3 +39,4 @@ def pairs(
         labelled = (materials.heldout if heldout else materials.train).pairs
         write_jsonl(out, as_rows(materials.model.base, labelled))
         console.say(f"{len(labelled)} pairs: {out}")
+    return out

@@ -10,23 +10,31 @@ from typing import Annotated
 
 import typer
 
-from prefopt.cli.options import AsJson, Folder, Wait, as_text
+from prefopt.cli.options import AsJson, Wait, as_text
 from prefopt.errors import BusyError, UsageError
 
 TRIES = 3
 
 
 def report(
-    folder: Folder,
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="One comparison, or several for one report.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder of the report on several comparisons.")] = None,
     judge: Annotated[str, typer.Option(help="Whose verdicts count from now on: a judge's name, or best.")] = "",
     wait: Wait = False,
-) -> None:
-    """Build a comparison's report again from its files, while it runs, too; needs no torch."""
+) -> Path:
+    """Build a comparison's report again from its files, while it runs, too; or one on several. Needs no torch."""
+    if len(folders) > 1:
+        return _across(folders, out, judge)
+    if out is not None:
+        raise UsageError(f"--out: the report of one comparison lies in its own folder, {folders[0]}; leave it out")
     from prefopt.analysis import leading
     from prefopt.report import build
     from prefopt.storage import locks
     from prefopt.storage.results import ResultsFolder
 
+    folder = folders[0]
     if judge:
         leading.choose(ResultsFolder(folder), None if judge == "best" else judge)
     try:
@@ -36,6 +44,20 @@ def report(
         print(f"{busy.args[0].partition(';')[0]}: the report shows what there is so far", file=sys.stderr)
         page = _build_beside(folder)
     print(page)
+    return page
+
+
+def _across(folders: list[Path], out: Path | None, judge: str) -> Path:
+    """The report on several comparisons."""
+    from prefopt.report import across
+
+    if out is None:
+        raise UsageError("several comparisons: give --out FOLDER for their common report")
+    if judge:
+        raise UsageError("--judge: is of one comparison; choose it with prefopt report FOLDER --judge NAME for each")
+    page = across.build(folders, out)
+    print(page)
+    return page
 
 
 def _build_beside(folder: Path) -> Path:

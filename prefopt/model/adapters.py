@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from prefopt.errors import UsageError
+from prefopt.model.source import as_loaded
 from prefopt.runtime.seeding import generator
 from prefopt.storage.folders import fill_folder
-from prefopt.storage.redact import portable
 
 
 class Matrices(NamedTuple):
@@ -253,7 +253,9 @@ class AdapterBank:
                     matrices["default"].weight = nn.Parameter(value.clone(), requires_grad=False)
 
         adapter = self.peft.peft_config["default"]
-        adapter.base_model_name_or_path = portable(str(adapter.base_model_name_or_path or ""))
+        # As it is found again from any folder; what is published is made portable, what is loaded must not be.
+        name, revision = as_loaded(str(adapter.base_model_name_or_path or ""))
+        adapter.base_model_name_or_path, adapter.revision = name, revision or None
 
         def fill(temporary: Path) -> None:
             self.peft.save_pretrained(temporary, safe_serialization=True, save_embedding_layers=False)

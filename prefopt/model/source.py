@@ -122,3 +122,13 @@ def fetch(name: str) -> str:
 def revision(folder: Path) -> str:
     """The commit of a folder in the hub's cache, 40 hex digits, or an empty string for any other folder."""
     return folder.name if folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name) else ""
+
+
+def as_loaded(folder: str) -> tuple[str, str]:
+    """What a model is to be called where it is loaded again: its name and commit on the hub, or its whole path."""
+    path = Path(folder).expanduser().resolve()
+    commit = revision(path)
+    repository = path.parent.parent.name if commit else ""
+    if repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/"), commit
+    return str(path) if path.exists() else folder, ""

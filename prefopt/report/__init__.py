@@ -8,6 +8,7 @@ from pathlib import Path
 from prefopt.analysis.analyse import analyse
 from prefopt.analysis.load import load
 from prefopt.report import html, markdown
+from prefopt.report.cards import write_cards
 from prefopt.report.figures import render
 from prefopt.report.samples import of_broken, side_by_side
 from prefopt.report.tables.computed import BUILDERS, build_tables
@@ -18,7 +19,7 @@ __all__ = ["build"]
 
 
 def build(folder: Path, *, running: bool = False) -> Path:
-    """Write results.json, tables, figures, report.md and report.html into a results folder.
+    """Write results.json, tables, figures, report.md and report.html into a results folder, and a card by each adapter.
 
     The same folder gives the same bytes. Text of prompts and samples goes into report.html only, and only where
     samples.parquet is at hand.
@@ -50,6 +51,7 @@ def build(folder: Path, *, running: bool = False) -> Path:
         durable.write_bytes(folder / "figures" / f"{name}.png", png)
     _remove_stale(folder, tables, figures)
     formats.write_text(folder / "report.md", markdown.render(results, tables, figures))
+    write_cards(folder, results)
     formats.write_text(folder / "report.html", page)
     return folder / "report.html"
 

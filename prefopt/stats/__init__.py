@@ -4,6 +4,7 @@ Arrays of cells have the shape (seeds, prompts) or (..., seeds, prompts), NaN wh
 makes them from long rows.
 """
 
+from prefopt.stats.across import AcrossTasks, across_tasks
 from prefopt.stats.cells import ratio, to_cells, worst_case
 from prefopt.stats.clusters import Spread, TwoWay, clustered, combine_variance
 from prefopt.stats.estimates import (
@@ -49,6 +50,7 @@ from prefopt.stats.verdicts import Verdict, holm, sign_flip, smallest_sign_flip,
 
 __all__ = [
     "ELO_PER_LOGIT",
+    "AcrossTasks",
     "AlpacaEvalLC",
     "BothOrders",
     "Components",
@@ -68,6 +70,7 @@ __all__ = [
     "TwoWay",
     "Verdict",
     "accuracies",
+    "across_tasks",
     "alpacaeval_lc",
     "attenuated",
     "best_of_n_kl",
