@@ -8,9 +8,10 @@ from pathlib import Path
 from prefopt.errors import UsageError
 from prefopt.judges.address import key_from_environment
 from prefopt.judges.cache import Cache
-from prefopt.judges.contract import PairwiseJudge, PointwiseJudge, Shown, Verdict, parse_reply, question_text
+from prefopt.judges.contract import PairwiseJudge, PointwiseJudge, Shown, Verdict, question_text
 from prefopt.judges.endpoint import EndpointJudge
 from prefopt.judges.imported import FileJudge
+from prefopt.judges.replies import parse_reply
 from prefopt.judges.request import KINDS, JudgeRequest, Limits, parse_spec
 from prefopt.storage.schema import ORACLE
 from prefopt.tasks.base import Task

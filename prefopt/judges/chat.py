@@ -1,11 +1,14 @@
-"""Sends one request to an OpenAI-compatible chat server: its limits, and what each failure means."""
+"""Sends one request to an OpenAI-compatible chat server: its limits, what it refuses, and what each failure means."""
 
 from __future__ import annotations
 
+import json
+import re
 import threading
 import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import httpx2
 
@@ -16,6 +19,10 @@ from prefopt.judges.request import Limits
 BODY_LIMIT = 1 << 20  # bytes of a reply; a verdict is one letter
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _ONE_QUESTION = frozenset({400, 413, 422})
+_SPENT = re.compile(r"insufficient_quota|exceeded your current quota|billing|credit balance", re.IGNORECASE)
+_UNKNOWN = re.compile(r"unsupported|not support|unrecogni|unknown|unexpected|extra|not permitted|not allowed|invalid",
+                      re.IGNORECASE)  # fmt: skip
+LONGEST_WORDS = 300  # characters of what a server says
 
 
 class UnavailableError(Exception):
@@ -32,11 +39,19 @@ class UnavailableError(Exception):
 
 
 class RefusedQuestionError(Exception):
-    """The server refuses one question, such as one that is too long, and may answer others."""
+    """The server refuses one question, such as one that is too long, and may answer others.
+
+    Attributes:
+        said: Its own words.
+    """
+
+    def __init__(self, reason: str, said: str = "") -> None:
+        super().__init__(reason)
+        self.said = said
 
 
 class ChatClient:
-    """``POST <base_url>/chat/completions`` for one model, at temperature 0.
+    """``POST <base_url>/chat/completions`` for one model, at temperature 0 where the server lets itself be told.
 
     Args:
         name: The judge, as messages call it.
@@ -48,6 +63,7 @@ class ChatClient:
     Attributes:
         calls: Requests sent.
         answered: Whether the server has answered any of them.
+        dropped: Parameters that the server refused, and that are not sent since.
 
     Raises:
         UsageError: If the URL is refused.
@@ -60,7 +76,8 @@ class ChatClient:
         self.answered = False
         self._key = key
         self._lock = threading.Lock()
-        self._length_field = "max_tokens"
+        self.dropped: list[str] = []
+        self._parameters: dict[str, Any] = {"temperature": 0, "max_tokens": limits.max_tokens}
         self._client = httpx2.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             follow_redirects=False,
@@ -83,22 +100,57 @@ class ChatClient:
         Raises:
             UnavailableError: If it may work later.
             RefusedQuestionError: If the server does not take this message, though it took others.
-            MachineError: If the server refuses the key, the model or the path.
+            MachineError: If the server refuses the key, the model or the path, in its own words.
             IncompleteError: If ``max_calls`` is spent.
         """
         self._count()
-        status, headers, body = self._exchange(text)
+        sent = dict(self._parameters)
+        status, headers, body = self._exchange(text, sent)
         if status == 200:
             self.answered = True
             return body
-        if status == 400 and self._length_field == "max_tokens" and b"max_completion_tokens" in body:
-            self._length_field = "max_completion_tokens"  # newer models know the limit by this name only
+        said = self.words(body)
+        if status in (400, 422) and self._without_refused(sent, said):
             return self.post(text)
-        if status in _PASSING:
+        if status in _PASSING and not (status == 429 and _SPENT.search(said)):
             raise UnavailableError(f"status {status}", wait_s=retry_after(headers.get("retry-after")))
         if status in _ONE_QUESTION and self.answered:
-            raise RefusedQuestionError(f"status {status}")
-        raise MachineError(f"{self.name}: {self._refusal(status)}")
+            raise RefusedQuestionError(f"status {status}", said)
+        raise MachineError(f"{self.name}: {self._refusal(status)}" + (f"; it says: {said}" if said else ""))
+
+    def words(self, body: bytes) -> str:
+        """What the server says went wrong, as it may be shown: its message, or the start of what it wrote."""
+        text = body.decode("utf-8", "replace")
+        try:
+            value = json.loads(text)
+            value = value.get("error", value) if isinstance(value, dict) else value
+            if isinstance(value, dict):
+                facts = [value.get(name) for name in ("message", "detail", "code", "param")]
+                text = " · ".join(dict.fromkeys(str(fact) for fact in facts if fact)) or text
+            else:
+                text = str(value)
+        except (ValueError, RecursionError):
+            text = re.sub(r"<[^>]*>", " ", text)
+        return " ".join(self.public(text).split())[:LONGEST_WORDS]
+
+    def _without_refused(self, sent: dict[str, Any], said: str) -> bool:
+        """Leave out, or call by its newer name, the parameter that the server refuses; whether to ask again.
+
+        The limit of a reply is left out only where its name is not known, since without one a reply has no end.
+        """
+        with self._lock:
+            if sent != self._parameters:  # another question has found out meanwhile
+                return True
+            if "max_tokens" in sent and "max_completion_tokens" in said:  # newer models know it by this name only
+                self._parameters = {**sent, "max_completion_tokens": sent["max_tokens"]}
+                del self._parameters["max_tokens"]
+                return True
+            for name in sent:
+                if re.search(rf"\b{name}\b", said) and (name == "temperature" or _UNKNOWN.search(said)):
+                    self._parameters = {key: value for key, value in sent.items() if key != name}
+                    self.dropped.append(name)
+                    return True
+        return False
 
     def _count(self) -> None:
         with self._lock:
@@ -109,10 +161,9 @@ class ChatClient:
                 )
             self.calls += 1
 
-    def _exchange(self, text: str) -> tuple[int, httpx2.Headers, bytes]:
+    def _exchange(self, text: str, parameters: dict[str, Any]) -> tuple[int, httpx2.Headers, bytes]:
         """Status, headers and body of one request, within the deadline and the longest body."""
-        message = {"model": self.model, "messages": [{"role": "user", "content": text}], "temperature": 0}
-        message[self._length_field] = self.limits.max_tokens
+        message = {"model": self.model, "messages": [{"role": "user", "content": text}], **parameters}
         deadline = time.monotonic() + self.limits.total_s
         body = bytearray()
         try:
@@ -136,6 +187,8 @@ class ChatClient:
             return f"{self.host} has no such model or path (status {status}); check the name and --base-url"
         if 300 <= status < 400:
             return f"{self.host} redirects (status {status}), which is not followed; give the final --base-url"
+        if status == 429:
+            return f"{self.host} has no more budget for this key (status {status}); add to it, or use another key"
         return f"{self.host} refuses the request (status {status})"
 
 

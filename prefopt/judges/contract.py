@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,10 +106,6 @@ are equally good."""
 STRICTER = "\n\nYour last answer could not be read. Write one character only: A, B or C."
 TEMPLATE_HASH = digest([TEMPLATE, STRICTER])
 
-_REPLY = re.compile(r"(?:\[\[([ABC])\]\]|[\"'(\[]?([ABC])[\"')\]]?[.:]?)")
-_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
-_POINTS = {"A": 1.0, "B": 0.0, "C": 0.5}
-
 
 def question_text(question: Shown, *, again: bool = False) -> str:
     """The message that puts a question to a language model.
@@ -126,23 +121,3 @@ def short_name(model: str) -> str:
     """A model's name without the folders of this machine: a hub id as it is, a path's last part."""
     path = Path(model).expanduser()
     return path.resolve().name if path.exists() else model
-
-
-def parse_reply(reply: str) -> float | None:
-    """How far the first response wins by a reply, or None where the reply is not one plain verdict.
-
-    A letter by itself, in brackets or quotes, or as the only value of a JSON object ``{"verdict": "A"}``. Prose, two
-    verdicts, or a letter among other words are not guessed at. What a model thought aloud first, between ``<think>``
-    marks, is no part of its reply.
-    """
-    text = _THOUGHT.sub("", reply).strip()
-    if text.startswith("{"):
-        try:
-            fields = json.loads(text, object_pairs_hook=list)  # pairs, since an object may name one field twice
-        except (ValueError, RecursionError):
-            return None
-        if len(fields) != 1 or fields[0][0] != "verdict" or not isinstance(fields[0][1], str):
-            return None
-        text = fields[0][1].strip()
-    letter = _REPLY.fullmatch(text)
-    return _POINTS[letter.group(1) or letter.group(2)] if letter else None

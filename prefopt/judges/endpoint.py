@@ -13,17 +13,18 @@ from typing import Any
 
 from prefopt.errors import MachineError
 from prefopt.judges.chat import ChatClient, RefusedQuestionError, UnavailableError
-from prefopt.judges.contract import TEMPLATE_HASH, Shown, Verdict, parse_reply, question_text, short_name
+from prefopt.judges.contract import TEMPLATE_HASH, Shown, Verdict, question_text, short_name
+from prefopt.judges.replies import parse_reply, without_thoughts
 from prefopt.judges.request import Limits
 from prefopt.storage.hashing import digest
 
 LONGEST_WAIT_S = 60.0
 GIVE_UP_AFTER = 3  # questions in a row that got no answer however often they were sent
 _MOST_TOKENS = 10**9  # of one reply; a larger count is no count
-_NO_VERDICT_BY_FINISH = {
-    "length": "cut off at the longest reply",
-    "content_filter": "withheld by the server's content filter",
-}
+FIRST = 3  # questions that are asked one by one before all others
+MOST_UNUSABLE = 12  # replies in a row
+WITHHELD = "withheld by the server's content filter"
+OPEN_ENDED = "a thought without an end, and no verdict behind it"
 
 
 class EndpointJudge:
@@ -66,6 +67,8 @@ class EndpointJudge:
         self._jitter = random.Random()
         self.keep: Callable[[Shown, Verdict], object] = lambda question, verdict: None
         self._unanswered = 0  # questions in a row
+        self._no_verdict = 0  # replies in a row
+        self._why: MachineError | None = None  # it gave up
         self._lock = threading.Lock()
 
     def __enter__(self) -> EndpointJudge:
@@ -82,21 +85,30 @@ class EndpointJudge:
         return self.client.calls
 
     def ask(self, questions: Sequence[Shown]) -> Iterator[tuple[int, Verdict]]:
-        """Verdicts as they come in; the first question is asked alone, so that a wrong key or name costs one call.
+        """Verdicts as they come in; three questions are asked one by one first, from the start, the middle and the end.
 
-        A question is sent only once the caller has dealt with the verdict before it, so that a caller who is killed
-        loses no more than what is under way. Where it ends early, by an error or by a signal, requests under way are
-        waited for and their verdicts given before the error is raised, since they are paid for.
+        So a wrong key or name costs one call, and a judge that does not answer in letters at all a few. A question is
+        sent only once the caller has dealt with the verdict before it, so that a caller who is killed loses no more
+        than what is under way. Where it ends early, by an error or by a signal, requests under way are waited for and
+        their verdicts given before the error is raised, since they are paid for.
 
         Raises:
-            MachineError: If the server refuses the key, the model or the path, or does not answer any more.
+            MachineError: If the server refuses the key, the model or the path, or does not answer any more, or if none
+                of the first replies, or of a dozen in a row, is a verdict.
             IncompleteError: If ``max_calls`` is spent.
         """
         if not questions:
             return
         self._stop.clear()
-        yield 0, self._verdict(questions[0])
-        rest = iter(range(1, len(questions)))
+        self._why = None
+        first = list(dict.fromkeys((0, len(questions) // 2, len(questions) - 1)))
+        verdicts = []
+        for i in first:
+            verdicts.append(self._verdict(questions[i]))
+            yield i, verdicts[-1]
+        if len(first) == FIRST < len(questions) and all(verdict.first is None for verdict in verdicts):
+            raise self._unusable(f"none of the first {FIRST} questions got a verdict", verdicts[-1])
+        rest = iter(i for i in range(len(questions)) if i not in first)
         pool = ThreadPoolExecutor(max_workers=self.limits.concurrency)
         waiting: dict[Future[Verdict], int] = {}
         try:
@@ -121,28 +133,54 @@ class EndpointJudge:
 
     def facts(self) -> dict[str, object]:
         """The server and models that answered; more than one model means that it changed under way."""
-        return {"host": self.client.host, "served": sorted(self.served), "calls": self.calls, **self.tokens}
+        dropped = {"refused parameters": self.client.dropped} if self.client.dropped else {}
+        return {"host": self.client.host, "served": sorted(self.served), "calls": self.calls, **self.tokens, **dropped}
 
     def _verdict(self, question: Shown) -> Verdict:
         """One question; a reply that is no verdict is asked for once more, in stricter words."""
         verdict = Verdict(None)
         for again in (False, True):
             verdict = self._patiently(question_text(question, again=again))
-            if verdict.first is not None or verdict.error.startswith("server: "):
+            if verdict.error.startswith("server: "):
+                break
+            self._count_unusable(verdict)
+            if verdict.first is not None:
                 break
         self.keep(question, verdict)
         return verdict
+
+    def _count_unusable(self, verdict: Verdict) -> None:
+        """Stop where so many replies in a row are no verdict that the rest would be none either."""
+        with self._lock:
+            self._no_verdict = 0 if verdict.first is not None else self._no_verdict + 1
+            if self._no_verdict < MOST_UNUSABLE or self._stop.is_set():
+                return
+        raise self._give_up(self._unusable(f"{MOST_UNUSABLE} replies in a row were no verdict", verdict))
+
+    def _give_up(self, why: MachineError) -> MachineError:
+        """``why`` itself, which is also what every question under way ends with."""
+        self._why = why
+        self._stop.set()
+        return why
+
+    def _unusable(self, what: str, verdict: Verdict) -> MachineError:
+        """An error that shows one of the replies."""
+        shown = f"; it wrote: {verdict.reply!r}" if verdict.reply else ""
+        return MachineError(
+            f"{self.name}: {what} ({verdict.error}){shown}. Verdicts before are kept. Take another model, or look at "
+            "its chat template and at --max-tokens"
+        )
 
     def _patiently(self, text: str) -> Verdict:
         """One message, sent again with growing pauses while the server cannot answer it."""
         for attempt in range(self.limits.retries + 1):
             if self._stop.is_set():
-                raise MachineError(f"{self.name}: stopped before this question was answered")
+                raise self._why or MachineError(f"{self.name}: stopped before this question was answered")
             try:
                 body = self.client.post(text)
             except RefusedQuestionError as problem:
                 self._unanswered = 0
-                return Verdict(None, f"refused by the server: {problem}")
+                return Verdict(None, f"refused by the server: {problem}", problem.said)
             except UnavailableError as problem:
                 hopeless = problem.unreachable and not self.client.answered and attempt >= 1
                 if hopeless or attempt == self.limits.retries:
@@ -166,27 +204,39 @@ class EndpointJudge:
             self._unanswered += 1
             if self.client.answered and self._unanswered < GIVE_UP_AFTER:
                 return Verdict(None, f"server: {problem}")
-        self._stop.set()
         kept = "the verdicts that it gave before are kept, and " if self.client.answered else ""
-        raise MachineError(
-            f"{self.name}: {self.client.host} does not answer ({problem}); {kept}the same command goes on once it does"
-        )
+        said = f"{self.client.host} does not answer ({problem}); {kept}the same command goes on once it does"
+        raise self._give_up(MachineError(f"{self.name}: {said}"))
 
     def verdict_of(self, body: bytes) -> Verdict:
         """The verdict in a chat completion; anything else is unusable, and says why."""
         try:
             value = json.loads(body)
             choice = value["choices"][0]
-            content, finish = choice["message"]["content"], choice.get("finish_reason")
+            message, finish = choice["message"], choice.get("finish_reason")
+            content = _text_of(message["content"])
+            thought = any(isinstance(message.get(name), str) and message[name] for name in _THOUGHT_FIELDS)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             return Verdict(None, "not a chat completion", self._excerpt(body.decode("utf-8", "replace")))
         self._note(value)
-        if not isinstance(content, str) or not content.strip():
-            return Verdict(None, "empty reply")
-        if isinstance(finish, str) and finish in _NO_VERDICT_BY_FINISH:
-            return Verdict(None, _NO_VERDICT_BY_FINISH[finish], self._excerpt(content))
+        error = self._no_verdict_because(content, finish, thought)
+        if error:
+            return Verdict(None, error, self._excerpt(content))
         first = parse_reply(content)
         return Verdict(first) if first is not None else Verdict(None, "no plain verdict", self._excerpt(content))
+
+    def _no_verdict_because(self, content: str, finish: object, thought: bool) -> str:
+        """Why a reply cannot hold a verdict; empty where it may."""
+        rest, is_open = without_thoughts(content)
+        if finish == "length":
+            thinking = is_open or (thought and not rest.strip())
+            while_ = " while it was thinking" if thinking else ""
+            return f"cut off{while_}, after {self.limits.max_tokens} tokens: raise --max-tokens"
+        if finish == "content_filter":
+            return WITHHELD
+        if is_open or (thought and not rest.strip()):
+            return OPEN_ENDED
+        return "" if content.strip() else "empty reply"
 
     def _excerpt(self, text: str) -> str:
         """The start of a reply, to be kept; a server that echoes its requests must not spread the key."""
@@ -205,3 +255,14 @@ class EndpointJudge:
             for key in self.tokens:
                 count = usage.get(key) if isinstance(usage, dict) else None
                 self.tokens[key] += count if type(count) is int and 0 <= count <= _MOST_TOKENS else 0
+
+
+_THOUGHT_FIELDS = ("reasoning_content", "reasoning")  # where servers put thoughts apart from the reply
+
+
+def _text_of(content: object) -> str:
+    """A message's text, which some servers send as a list of parts."""
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        return "".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) else ""

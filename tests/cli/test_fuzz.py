@@ -21,7 +21,7 @@ from prefopt.errors import PrefoptError
 from prefopt.judges import EndpointJudge
 from prefopt.judges.address import check_url
 from prefopt.judges.chat import retry_after
-from prefopt.judges.contract import parse_reply
+from prefopt.judges.replies import parse_reply
 from prefopt.report.html import visible
 from prefopt.report.tables.table import markdown_safe, spreadsheet_safe
 from prefopt.storage.redact import portable

@@ -20,10 +20,12 @@ class ChatServer:
 
     Attributes:
         faults: What the next requests meet, first in first out: a status, ``html``, ``empty``, ``null``, ``length``,
-            ``prose``, ``echo``, ``drip``, ``huge``, ``redirect``, a pair (status, headers), or a name of ``manners``.
+            ``prose``, ``echo``, ``drip``, ``huge``, ``redirect``, (status, headers) or (status, headers, body), or a
+            name of ``manners``.
         always: A fault that every other request meets.
         dies_after: Requests that are answered before every connection is cut; None for no end.
         newer: Whether the reply's length is known by its newer name only.
+        refuses: Bodies of refusals by the parameter that is refused where it is sent.
         requests: Bodies received.
         keys: Authorization headers received.
     """
@@ -39,6 +41,7 @@ class ChatServer:
         self.at_once = self.most_at_once = 0
         self.delay_s = 0.0
         self.newer = False
+        self.refuses: dict[str, bytes] = {}
         self.lock = threading.Lock()
         self.url = ""
 
@@ -123,10 +126,12 @@ def _handler(state: ChatServer) -> type[BaseHTTPRequestHandler]:
                 self.reply(404, b"{}")
             elif state.newer and "max_tokens" in body:
                 self.reply(400, b'{"error": "Unsupported: use max_completion_tokens"}')
+            elif refused := next((name for name in state.refuses if name in body), None):
+                self.reply(400, state.refuses[refused])
             elif fault is None:
                 self.reply(200, state.completion(state.answer(body)))
             elif isinstance(fault, tuple):
-                self.reply(fault[0], b'{"error": "busy"}', fault[1])
+                self.reply(fault[0], fault[2] if len(fault) > 2 else b'{"error": "busy"}', fault[1])
             elif isinstance(fault, int):
                 self.reply(fault, f"no: {self.headers.get('Authorization')}".encode())
             elif fault == "redirect":

@@ -20,6 +20,7 @@ from prefopt.judges.address import check_url
 from prefopt.judges.cache import key_of
 from prefopt.judges.chat import retry_after
 from prefopt.judges.contract import Shown
+from prefopt.judges.endpoint import FIRST, MOST_UNUSABLE
 from prefopt.judges.judging import judge_folder
 from prefopt.judges.local import LocalJudge
 from prefopt.judges.questions import questions
@@ -117,9 +118,9 @@ def test_a_reply_is_kept_as_it_arrives_whatever_the_caller_does(client: Endpoint
     kept: list[Shown] = []
     client.keep = lambda question, verdict: kept.append(question)
     verdicts = client.ask(some(20))
-    for _ in range(2):
+    for _ in range(FIRST + 1):
         next(verdicts)
-    wait_for(lambda: len(server.requests) == len(kept) == 1 + client.limits.concurrency, 10)
+    wait_for(lambda: len(server.requests) == len(kept) == FIRST + client.limits.concurrency, 10)
     verdicts.close()
 
 
@@ -181,7 +182,7 @@ def test_refusals_end_it_after_one_call(client: EndpointJudge, server, fault, sa
 
 def test_one_question_that_a_server_refuses_does_not_end_the_others(client: EndpointJudge, server) -> None:
     server.faults = [None, 400, 400]
-    assert [first for first, _ in ask(client, 2)] == [1.0, None]
+    assert ask(client, 2) == [(1.0, ""), (None, "refused by the server: status 400")]
     assert [first for first, _ in ask(client, 2)] == [1.0, 1.0]
 
 
@@ -204,6 +205,116 @@ def test_newer_name_of_the_length_limit(client: EndpointJudge, server) -> None:
     assert [first for first, _ in ask(client, 4)] == [1.0] * 4
     assert ["max_tokens" in body for body in server.requests] == [True] + [False] * 4
     assert all("max_completion_tokens" in body for body in server.requests[1:])
+
+
+def refusal(name: str, message: str = "") -> bytes:
+    said = message or f"Unsupported value: '{name}' does not support 0 with this model. Only the default is supported."
+    return json.dumps({"error": {"message": said, "param": name, "code": "unsupported_value"}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("temperature", ""),
+        ("temperature", "`temperature` must be strictly positive"),
+        ("max_tokens", "Unrecognized request argument supplied: max_tokens"),
+    ],
+)
+def test_a_parameter_that_the_server_refuses_is_left_out(client: EndpointJudge, server, name: str, said: str) -> None:
+    server.refuses = {name: refusal(name, said)}
+    assert [first for first, _ in ask(client, 5)] == [1.0] * 5
+    assert [name in body for body in server.requests] == [True] + [False] * 5
+    assert client.facts()["refused parameters"] == [name]
+
+
+def test_several_refused_parameters_are_left_out_one_after_the_other(client: EndpointJudge, server) -> None:
+    server.newer = True
+    server.refuses = {"temperature": refusal("temperature")}
+    assert [first for first, _ in ask(client, 4)] == [1.0] * 4
+    assert set(server.requests[-1]) == {"model", "messages", "max_completion_tokens"}
+
+
+def test_a_limit_that_is_too_large_is_not_left_out(client: EndpointJudge, server) -> None:
+    said = "max_tokens is too large: 512. This model's maximum context length is 128 tokens."
+    server.refuses = {"max_tokens": refusal("max_tokens", said)}
+    with pytest.raises(
+        MachineError, match=r"refuses the request \(status 400\); it says: max_tokens is too large: 512"
+    ):
+        ask(client, 5)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (404, {"error": {"message": "The model `tiny` does not exist"}}, "no such model or path .* it says: The model"),
+        (400, {"message": "context length is 128 tokens"}, "it says: context length is 128 tokens"),
+        (400, {"error": "busy doing nothing"}, "it says: busy doing nothing"),
+        (401, {"detail": "Invalid key"}, "key or the account .* it says: Invalid key"),
+        (
+            429,
+            {"error": {"message": "You exceeded your current quota", "code": "insufficient_quota"}},
+            "no more budget",
+        ),
+    ],
+)
+def test_refusals_are_in_the_servers_own_words(client: EndpointJudge, server, status: int, body, said: str) -> None:
+    server.faults = [(status, {}, json.dumps(body).encode())] * 40
+    with pytest.raises(MachineError, match=said):
+        ask(client, 20)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "finish", "error"),
+    [
+        ({"content": "", "reasoning_content": "endless"}, "length", "cut off while it was thinking, after 512 tokens"),
+        (
+            {"content": "<think>on and on"},
+            "length",
+            "cut off while it was thinking, after 512 tokens: raise --max-tokens",
+        ),
+        ({"content": "Well, A is"}, "length", "cut off, after 512 tokens: raise --max-tokens"),
+        ({"content": "<think>A"}, "stop", "a thought without an end"),
+        ({"content": None, "reasoning": "hm"}, "stop", "a thought without an end"),
+        ({"content": None}, "stop", "empty reply"),
+    ],
+)
+def test_thoughts_that_leave_no_verdict_are_named(client: EndpointJudge, message, finish: str, error: str) -> None:
+    body = json.dumps({"choices": [{"message": message, "finish_reason": finish}]}).encode()
+    verdict = client.verdict_of(body)
+    assert verdict.first is None
+    assert verdict.error.startswith(error)
+
+
+def test_content_in_parts_is_read(client: EndpointJudge) -> None:
+    body = json.dumps({"choices": [{"message": {"content": [{"type": "text", "text": "B"}]}}]}).encode()
+    assert client.verdict_of(body).first == 0.0
+
+
+def test_a_judge_without_letters_is_stopped_after_three_questions_and_shown(client: EndpointJudge, server) -> None:
+    server.always = "prose"
+    said = r"none of the first 3 questions got a verdict \(no plain verdict\); it wrote: 'Both are fine, but A and B"
+    with pytest.raises(MachineError, match=said):
+        ask(client, 50)
+    assert len(server.requests) == 2 * FIRST
+
+
+def test_a_dozen_unusable_replies_in_a_row_stop_it(client: EndpointJudge, server) -> None:
+    server.faults = [None] * 9
+    server.always = "prose"
+    answers = []
+    with pytest.raises(MachineError, match="12 replies in a row were no verdict"):
+        answers.extend(client.ask(some(200)))
+    assert len(server.requests) <= 9 + MOST_UNUSABLE + 2 * client.limits.concurrency
+    assert sum(verdict.first is not None for _, verdict in answers) == 9, "what was read before is given"
+
+
+def test_unusable_replies_here_and_there_do_not_stop_it(server) -> None:
+    server.faults = [None, None, None, *(["prose"] * 2 + [None]) * 30]
+    with EndpointJudge("tiny", base_url=server.url, limits=Limits(concurrency=1)) as judge:
+        verdicts = ask(judge, 60)
+    assert sum(first is None for first, _ in verdicts) == 29, "every other one of 57"
 
 
 def test_changed_model_is_flagged(tmp_path: Path, server) -> None:
