@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prefopt.contract import plugin_files, registry
-from prefopt.contract.plugin_process import while_loading
+from prefopt.contract.plugin_process import in_this_process, while_loading
 from prefopt.errors import PrefoptError, UsageError
 from prefopt.storage.hashing import digest, sha256_file
 from prefopt.tasks.base import Prompt, Task, TaskPrompts
@@ -225,7 +225,7 @@ class CheckedReward:
             except BaseException as problem:
                 outcome["problem"] = problem
 
-        with kept_state():
+        with kept_state(), in_this_process():
             thread = threading.Thread(target=work, daemon=True, name=f"reward {self.name}")
             thread.start()
             thread.join(self._seconds)

@@ -19,6 +19,7 @@ GOOD = "def vowels(prompts, responses):\n    return [sum(c in 'aeiou' for c in r
 BAD = {
     "raises": ("raise KeyError('no')", "raised KeyError: 'no'"),
     "exits": ("raise SystemExit(3)", "raised SystemExit: 3"),
+    "ends": ("import os; os._exit(3)", "it ends the process"),
     "count": ("return [1.0]", "3 numbers are wanted, one a response; got shape (1,)"),
     "column": ("import numpy as np; return np.zeros((len(responses), 1))", "got shape (3, 1)"),
     "nan": ("return [float('nan')] * len(responses)", "all finite; 3 are not, the first nan"),
