@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prefopt.cli.console import Console
+from prefopt.cli.console import Console, Style
 from prefopt.cli.options import AsJson, Quiet, as_lines, as_text, style
-from prefopt.errors import IncompleteError
+from prefopt.errors import IncompleteError, UsageError
 
 if TYPE_CHECKING:
     from prefopt.judges.judging import Plan
+    from prefopt.judges.request import JudgeRequest
 
 
 def judge(
-    folder: Annotated[Path, typer.Argument(help="Such as results/imdb.")],
+    folder: Annotated[Path | None, typer.Argument(help="Such as results/imdb; none with --check.")] = None,
+    *,
     by: Annotated[str, typer.Option("--judge", help="oracle, rm:MODEL, lm:MODEL, openai:MODEL or file:PATH.")],
     pairs: Annotated[str, typer.Option(help="reference, or all.")] = "reference",
     prompts: Annotated[int | None, typer.Option(min=2, help="Judge the first prompts only, so many of them.")] = None,
@@ -29,6 +31,12 @@ def judge(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for one reply.")] = 120.0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda, for local models.")] = "auto",
     questions: Annotated[Path | None, typer.Option(help="Write what is to be judged as JSONL, and stop.")] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            help="Check the judge by labelled pairs instead: preference pairs, or lines with prompt, a, b and verdict."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print calls and tokens, and stop.")] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -44,8 +52,15 @@ def judge(
     limits = Limits(
         max_calls=max_calls, concurrency=concurrency, max_tokens=max_tokens, read_s=timeout, total_s=timeout
     )
-    request = JudgeRequest(folder, by, pairs, prompts, base_url, api_key_env, limits, device)
+    if (folder is None) == (check is None):
+        raise UsageError("give the folder of a comparison, or --check FILE with labelled pairs, and not both")
+    request = JudgeRequest(folder or Path(), by, pairs, prompts, base_url, api_key_env, limits, device)
     show = as_text if as_json else as_lines
+    if check is not None:
+        if questions is not None or dry_run or pairs != "reference":
+            raise UsageError("--check: has no --questions, no --pairs and no --dry-run")
+        return _checked(request, check, style(quiet, as_json), show)
+    assert folder is not None
     if questions is not None:
         shown = {"questions": str(questions), "comparisons": judging.write_blank(request, questions)}
     elif dry_run:
@@ -63,6 +78,23 @@ def judge(
         return record
     print(show(shown))
     return shown
+
+
+def _checked(request: JudgeRequest, path: Path, shown: Style, show: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
+    """How a judge compares with the labels of a file.
+
+    Raises:
+        IncompleteError: If it is no better than chance or than length, once that has been printed.
+    """
+    from prefopt.judges import agreement
+    from prefopt.runtime import interrupts
+
+    with Console(shown) as console, interrupts.listen():
+        record = agreement.check(request, path, console)
+    print(show(record))
+    if said := agreement.problems(record):
+        raise IncompleteError(f"judge {record['judge']}: " + "; ".join(said))
+    return record
 
 
 def _plan_shown(plan: Plan) -> dict[str, Any]:

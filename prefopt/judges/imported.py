@@ -55,6 +55,11 @@ class FileJudge:
                 verdict = _mean(self._known[question.swapped()])
                 yield i, verdict if verdict.first is None else Verdict(1 - verdict.first, mirrored=True)
 
+    def labelled(self) -> list[tuple[Shown, float]]:
+        """The comparisons that have a verdict, and how far the first text wins."""
+        means = ((question, _mean(verdicts).first) for question, verdicts in self._known.items())
+        return [(question, first) for question, first in means if first is not None]
+
     def facts(self) -> dict[str, object]:
         """How many comparisons the file holds."""
         return {"comparisons in the file": len(self._known)}

@@ -206,7 +206,8 @@ def judge_folder(
 
 def _by_verdicts(judge: PairwiseJudge, comparisons: Questions, cache: Cache, progress: Progress) -> Findings:
     """What a judge of two responses says."""
-    verdicts = _collect(judge, comparisons, cache, progress)
+    wanted = to_ask(comparisons, with_controls=not isinstance(judge, FileJudge))
+    verdicts = collect(judge, wanted, cache, progress)
     table = verdict_table(comparisons, verdicts)
     consistency, first_position = position(table)
     groups = {} if isinstance(judge, FileJudge) else controls.questions(*comparisons.control_texts())
@@ -225,9 +226,8 @@ def _by_verdicts(judge: PairwiseJudge, comparisons: Questions, cache: Cache, pro
     )
 
 
-def _collect(judge: PairwiseJudge, comparisons: Questions, cache: Cache, progress: Progress) -> dict[Shown, Verdict]:
-    """A verdict for every question in both orders, from the cache or asked and cached."""
-    wanted = to_ask(comparisons, with_controls=not isinstance(judge, FileJudge))
+def collect(judge: PairwiseJudge, wanted: Sequence[Shown], cache: Cache, progress: Progress) -> dict[Shown, Verdict]:
+    """A verdict for every question as it is shown, from the cache or asked and cached."""
     known = cache.get(_key(judge, question) for question in wanted)
     verdicts: dict[Shown, Verdict] = {}
     for question in wanted:
