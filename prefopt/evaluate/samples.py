@@ -13,6 +13,8 @@ import pandas as pd
 
 from prefopt.config.schema import Evaluation
 from prefopt.data import Message
+from prefopt.data.plain import conversation_text
+from prefopt.data.types import Text
 from prefopt.evaluate.divergence import policy_and_reference
 from prefopt.evaluate.diversity import diversity
 from prefopt.model.adapted import AdaptedModel
@@ -36,22 +38,18 @@ class Prompts:
 
     @classmethod
     def of(cls, base: Base, prompts: Sequence[Prompt]) -> Prompts:
-        """Texts, or chats as the model's template renders them, and their tokens.
+        """Texts or chats, and their tokens as the model's template renders them.
 
         Raises:
             DataError: If the template refuses a chat.
         """
-        ids = encode_all(base, prompts)
-        texts = [
-            prompt if isinstance(prompt, str) else base.decode(tokens, control=True)
-            for prompt, tokens in zip(prompts, ids, strict=True)
-        ]
-        return cls(tuple(ids), tuple(texts), tuple(prompts))
+        return cls.shown(encode_all(base, prompts), prompts)
 
     @classmethod
-    def of_ids(cls, base: Base, ids: Sequence[tuple[int, ...]]) -> Prompts:
-        """Tokens, and their text with the control tokens of a chat template."""
-        return cls(tuple(ids), tuple(base.decode(prompt, control=True) for prompt in ids))
+    def shown(cls, ids: Sequence[tuple[int, ...]], prompts: Sequence[Prompt | Text]) -> Prompts:
+        """Tokens, and the conversations that they are of: readers see those, not what a template makes of them."""
+        plain = [p if isinstance(p, str) else tuple((turn[0], turn[1]) for turn in p) for p in prompts]
+        return cls(tuple(ids), tuple(map(conversation_text, prompts)), tuple(plain))
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,8 +73,10 @@ def own_pairs(config: Config, own: OwnPairs, base: Base, progress: Progress) -> 
     )
     for warning in (*train.warnings, *heldout.warnings):
         progress.say(warning)
-    ids = list(dict.fromkeys(p.prompt_ids for p in heldout.pairs))[: config.evaluation.prompts]
+    by_ids = {pair.prompt_ids: own.heldout[pair.pair_id].prompt for pair in reversed(heldout.pairs)}
+    ids = list(dict.fromkeys(pair.prompt_ids for pair in heldout.pairs))[: config.evaluation.prompts]
+    prompts = Prompts.shown(ids, [by_ids[prompt] for prompt in ids])
     for source in own.sources:
         check_unchanged(source)
     facts = pair_facts(own.sources, train, heldout)
-    return PreparedPairs(train.pairs, heldout.pairs, Prompts.of_ids(base, ids), facts)
+    return PreparedPairs(train.pairs, heldout.pairs, prompts, facts)
