@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from prefopt import stats
-from prefopt.analysis.leading import judges_in_order
+from prefopt.analysis.leading import judge_facts, judges_in_order, problems_of
 from prefopt.errors import ClaimError, UsageError, did_you_mean
 from prefopt.storage.records import Manifest
 from prefopt.storage.results import ResultsFolder
@@ -110,13 +110,18 @@ def check(folder: ResultsFolder, claims: Sequence[Claim]) -> list[Outcome]:
     """Look claims up in a folder's judgements: those of the judge that leads its report.
 
     Raises:
-        ClaimError: If a claim cannot be looked up, because nothing was judged or a variant has not finished.
+        ClaimError: If a claim cannot be looked up: nothing was judged, the judge is not to be trusted, or a variant
+            has not finished.
     """
     frame = folder.judgements()
     judge = next(iter(judges_in_order(folder, frame)), None)
     if judge is None:
         raise ClaimError(
             f"{folder.root}: no claim can be checked, since no judge compared the samples; judge them first"
+        )
+    if problems := problems_of(judge_facts(folder).get(judge, {})):
+        raise ClaimError(
+            f"{folder.root}: no claim can be checked, since the judge {judge} is not to be trusted: {'; '.join(problems)}"
         )
     frame = frame[(frame["judge"] == judge) & (frame["opponent"] == REFERENCE)]
     manifest = folder.manifest()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats as distributions
 
-from prefopt import stats
+from prefopt.analysis.leading import controls_of, problems_of
 from prefopt.analysis.load import Comparison, Scores
 from prefopt.analysis.policies import number
 from prefopt.storage.schema import REFERENCE
@@ -38,9 +38,9 @@ def judge_quality(comparison: Comparison) -> tuple[list[Row], list[Row]]:
                 "agreement": _agreement(rates[judge], rates[comparison.judges()[0]]) if len(rows) else None,
                 "position_consistency": (facts := known.get(judge, {})).get("position_consistency"),
                 "first_position": facts.get("first_position"),
-                "controls": (controls := _controls(facts)),
+                "controls": (controls := controls_of(facts)),
                 "controls_passed": _controls_passed(controls),
-                "problems": [*facts.get("problems", []), *_more_problems(facts, controls)],
+                "problems": problems_of(facts),
             }
         )
         if unusable:
@@ -48,23 +48,6 @@ def judge_quality(comparison: Comparison) -> tuple[list[Row], list[Row]]:
                 low, high = (float(np.nanmean(cells)) for cells in scores.bounds(name, REFERENCE))
                 bounds.append({"judge": judge, "variant": name, "all_lost": low, "win_rate": rate, "all_won": high})
     return rows, bounds
-
-
-def _controls(facts: Row) -> list[Row]:
-    """A judge's controls by today's rule; an earlier one let judges pass that do not read."""
-    controls = facts.get("controls", [])
-    return [{**row, "passed": bool(row["passed"] and stats.stands_control(**_numbers(row)))} for row in controls]
-
-
-def _numbers(row: Row) -> Row:
-    return {"identical": row["control"] == "identical", "rate": row["win_rate"], "high": row["high"]}
-
-
-def _more_problems(facts: Row, controls: Sequence[Row]) -> list[str]:
-    """What today's rule finds that the record of the judge's run does not say."""
-    before = {row["control"] for row in facts.get("controls", []) if not row["passed"]}
-    lenient = [row for row in controls if not row["passed"] and row["control"] not in before]
-    return [f"its control “{row['control']}” wins {100 * row['win_rate']:.0f} % and should lose" for row in lenient]
 
 
 def _controls_passed(controls: Sequence[Mapping[str, Any]]) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from prefopt import stats
 from prefopt.errors import UsageError, did_you_mean
 from prefopt.storage import durable
 from prefopt.storage.formats import write_json
@@ -22,6 +23,29 @@ def judge_facts(folder: ResultsFolder) -> dict[str, dict[str, Any]]:
     """What each judge's own run found about it (``judge.json``), by the judge's name."""
     each = [folder.read_json(path) for path in sorted(folder.root.glob("judge/*/judge.json"))]
     return {str(facts["judge"]): facts for facts in each if "judge" in facts}
+
+
+def controls_of(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A judge's controls by today's rule; an earlier one let judges pass that do not read."""
+    return [
+        {
+            **row,
+            "passed": bool(row["passed"])
+            and stats.stands_control(identical=row["control"] == "identical", rate=row["win_rate"], high=row["high"]),
+        }
+        for row in facts.get("controls", [])
+    ]
+
+
+def problems_of(facts: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before they believe a judge, empty where there is nothing.
+
+    That is what the judge's own run wrote down, and the controls that it let pass and that today's rule does not.
+    """
+    let_pass = {row["control"] for row in facts.get("controls", []) if row["passed"]}
+    lenient = [row for row in controls_of(facts) if not row["passed"] and row["control"] in let_pass]
+    said = [f"its control “{row['control']}” wins {100 * row['win_rate']:.0f} % and should lose" for row in lenient]
+    return [*facts.get("problems", []), *said]
 
 
 def judges_in_order(folder: ResultsFolder, judgements: pd.DataFrame) -> list[str]:
@@ -40,7 +64,7 @@ def _rank(judge: str, facts: Mapping[str, Any]) -> tuple[Any, ...]:
     kind = 0 if judge == ORACLE else 1 if judge.startswith(PEOPLE) else 2
     consistency = facts.get("position_consistency")
     steady = consistency if consistency is not None else float(facts.get("kind") == "pointwise")
-    return kind, bool(facts.get("problems")), -steady, facts.get("invalid_share") or 0.0, judge
+    return kind, bool(problems_of(facts)), -steady, facts.get("invalid_share") or 0.0, judge
 
 
 def choose(folder: ResultsFolder, judge: str | None) -> None:

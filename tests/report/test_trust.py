@@ -18,7 +18,7 @@ from prefopt.analysis import claims, leading
 from prefopt.analysis.analyse import analyse
 from prefopt.analysis.load import load
 from prefopt.analysis.power import measured
-from prefopt.errors import UsageError
+from prefopt.errors import ClaimError, UsageError
 from prefopt.report import build
 from prefopt.report.figures.style import looks
 from prefopt.report.glossary import first_terms, glossary
@@ -118,6 +118,8 @@ def test_a_judge_with_problems_gives_no_verdict(tmp_path: Path) -> None:
     assert "its control “empty” wins 50 % and should lose" in found["judges"][0]["problems"]
     assert {row["rank"] for row in found["ratings"]} == {"–"}
     assert found["families"] == []
+    with pytest.raises(ClaimError, match="the judge lm:blind is not to be trusted: it names the same winner"):
+        claims.check(ResultsFolder(tmp_path), [claims.parse("dpo >= 0.5", ["dpo"])])
     assert not any(any(line) for line in found["matrix"]["settled"])
 
 
