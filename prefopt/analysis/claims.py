@@ -121,7 +121,8 @@ def check(folder: ResultsFolder, claims: Sequence[Claim]) -> list[Outcome]:
         )
     if problems := problems_of(judge_facts(folder).get(judge, {})):
         raise ClaimError(
-            f"{folder.root}: no claim can be checked, since the judge {judge} is not to be trusted: {'; '.join(problems)}"
+            f"{folder.root}: no claim can be checked, since the judge {judge} is not to be trusted: "
+            + "; ".join(problems)
         )
     frame = frame[(frame["judge"] == judge) & (frame["opponent"] == REFERENCE)]
     manifest = folder.manifest()
