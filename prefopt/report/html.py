@@ -23,6 +23,7 @@ HERE = Path(__file__).parent
 # More rows than this are left to the CSV: the file has to stay small enough to send by mail.
 MOST_ROWS = 240
 MOST_COLUMNS = 18
+MOST_LATEX_ROWS = 60
 _INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 Row = Mapping[str, Any]
 
@@ -58,7 +59,7 @@ def render(
         captions=CAPTIONS,
         terms=first_terms(results),
         glossary=glossary(results),
-        downloads={name: (csv_uri(table), latex_uri(table)) for name, table in shown.items()},
+        downloads={name: _downloads(table) for name, table in shown.items()},
         sections=sections(results, shown, figures),
         samples=samples,
         broken=broken,
@@ -95,9 +96,15 @@ def data_uri(svg: bytes) -> Markup:
     return Markup("data:image/svg+xml," + text)  # nosec B704  # no quote and no tag is left in it
 
 
+def _downloads(table: Table) -> list[tuple[str, str, Markup]]:
+    """(label, ending, address) of the files that a page has of a table; a long one is in no paper."""
+    both = [("CSV", "csv", csv_uri(table)), ("LaTeX", "tex", latex_uri(table))]
+    return both if len(table.rows) <= MOST_LATEX_ROWS else both[:1]
+
+
 def csv_uri(table: Table) -> Markup:
     """A table as the address of a CSV, which a page that was sent by mail still has."""
-    return _file_uri("text/csv", to_frame(table).to_csv(index=False, lineterminator="\n", float_format="%.10g"))
+    return _file_uri("text/csv", to_frame(table).to_csv(index=False, lineterminator="\n", float_format="%.8g"))
 
 
 def latex_uri(table: Table) -> Markup:
