@@ -95,7 +95,8 @@ def ranking_answers(results: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
     accuracy = {row["variant"]: row["accuracy"] for row in results["margins"] if row.get("accuracy")}
-    best = max(accuracy, key=lambda name: accuracy[name]["value"])
+    ranked = {row["a"] for row in rows} & accuracy.keys()
+    best = max(sorted(ranked), key=lambda name: accuracy[name]["value"])
     said = [
         f"On held-out pairs, {best} ranks most rightly ({percent_interval(accuracy[best])}; chance is 50 %). That is "
         "about ranking given responses, not about writing."
