@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 DEVICE ?= auto
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup format check lock test faults bench pipeline speed report clean
+.PHONY: setup format check lock test faults bench tuned pipeline speed report clean
 
 setup: $(STAMP)
 
@@ -48,6 +48,12 @@ bench: setup
 pipeline: setup
 	test -d results/pipeline-reward || $(BIN)/prefopt reward benchmarks/pipeline.toml --device $(DEVICE) --out results/pipeline-reward
 	$(BIN)/prefopt compare benchmarks/pipeline.toml --device $(DEVICE)
+
+# Hours on slow cores; it goes on where it stopped.
+tuned: setup
+	$(BIN)/prefopt tune benchmarks/tuned.toml --device $(DEVICE)
+	$(BIN)/prefopt selftest --out results/imdb-tuned
+	test results/imdb-tuned/report.html -nt results/imdb-tuned/selftest.json || $(BIN)/prefopt report results/imdb-tuned
 
 speed: setup
 	$(BIN)/python -m benchmarks.speed --device $(DEVICE)

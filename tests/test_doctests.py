@@ -15,8 +15,11 @@ MODULES = [
     f"{package.__name__}.{module.name}"
     for package in (prefopt.contract, prefopt.stats)
     for module in pkgutil.iter_modules(package.__path__)
-] + ["prefopt.runtime.seeding"]
-WITH_EXAMPLES = {"prefopt.contract.loss", "prefopt.contract.registry", "prefopt.runtime.seeding"}
+] + ["prefopt.runtime.seeding", "prefopt.tuning.space"]
+WITH_EXAMPLES = {
+    "prefopt.contract.labels", "prefopt.contract.loss", "prefopt.contract.registry", "prefopt.runtime.seeding",
+    "prefopt.stats.scales", "prefopt.stats.tuning", "prefopt.tuning.space",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from prefopt import stats
 from prefopt.analysis import verdicts, winrates
@@ -19,6 +20,7 @@ from prefopt.analysis.health import health
 from prefopt.analysis.heldout import heldout_tables
 from prefopt.analysis.judges import judge_quality
 from prefopt.analysis.load import Comparison, Scores
+from prefopt.analysis.on_the_way import over_steps
 from prefopt.analysis.policies import (
     Cells,
     as_interval,
@@ -33,6 +35,7 @@ from prefopt.analysis.ranking import ranking, ranking_answers
 from prefopt.analysis.recommendation import recommendation
 from prefopt.analysis.selftest import selftest_facts
 from prefopt.analysis.sentences import answers, comparison_sentence, pair_context, reference_context, run_outcome
+from prefopt.analysis.tuning import name_settings, tuned, tuning_answer
 from prefopt.storage import hashing, results, schema
 from prefopt.storage.conditions import NAMES
 
@@ -72,6 +75,7 @@ def analyse(comparison: Comparison, *, running: bool = False) -> Row:
         "exposure": exposure(comparison),
         "cost": cost(comparison, names),
         "trajectories": trajectories(comparison, names),
+        "over_steps": over_steps(comparison, names),
         "selftest": selftest_facts(comparison.selftest),
         "condition_fields": list(NAMES),
         "conditions": _conditions(comparison),
@@ -82,11 +86,13 @@ def analyse(comparison: Comparison, *, running: bool = False) -> Row:
     _add_frontier(results, comparison, cells, names)
     _mark_broken(results)
     _add_sentences(results)
+    results["tuning"] = tuned(comparison, cells, None if judge is None else Scores(_of_judge(comparison, judge)))
+    name_settings(results)
     results["leaderboard"] = leaderboard(comparison, results)
     results["seed_table"] = seed_table(comparison, results)
     results["checks"] = soundness(comparison, results)
     results["warnings"] = warnings(results)
-    results["answers"] = [*answers(results), *([] if judge else ranking_answers(results))]
+    results["answers"] = [*answers(results), *([] if judge else ranking_answers(results)), *tuning_answer(results)]
     results["recommendation"] = recommendation(results)
     return results
 
@@ -117,7 +123,7 @@ def _judged(comparison: Comparison, cells: Cells, judge: str | None, names: Sequ
     }
     if judge is None:
         return results
-    scores = Scores(comparison.judgements[comparison.judgements["judge"] == judge])
+    scores = Scores(_of_judge(comparison, judge))
     trusted = not judges[0]["problems"]
     matches = [(name, schema.REFERENCE) for name in names]
     against = verdicts.compare(comparison, scores, matches, delta, trusted=trusted)
@@ -136,6 +142,10 @@ def _judged(comparison: Comparison, cells: Cells, judge: str | None, names: Sequ
     results["length_control"] = winrates.length_control(scores, cells, judged)
     results["power"] = winrates.power(scores, against)
     return results
+
+
+def _of_judge(comparison: Comparison, judge: str) -> pd.DataFrame:
+    return comparison.judgements[comparison.judgements["judge"] == judge]
 
 
 def _setup(comparison: Comparison, judge: str | None) -> Row:
@@ -191,6 +201,8 @@ def _variants(comparison: Comparison) -> list[Row]:
                 "needs_reference": bool(entry.get("needs_reference", False)),
                 "length_normalized": bool(entry.get("length_normalized", False)),
                 "batch_coupled": bool(entry.get("batch_coupled", False)),
+                "family": str(entry.get("family") or entry.get("loss") or name),
+                "setting": "",
                 "complete": comparison.is_complete(name),
                 "finished": len(comparison.complete_seeds(name)),
             }

@@ -27,6 +27,7 @@ def leaderboard(comparison: Comparison, results: Mapping[str, Any]) -> list[Row]
         rows.append(
             {
                 "variant": name,
+                "setting": entry["setting"],
                 "hyperparameters": entry["hyperparameters"],
                 "settings": entry["settings"],
                 "learning_rate": entry["learning_rate"],

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefopt.analysis.selftest import selftest_failures
 from prefopt.analysis.sentences import counted, listed, percent
+from prefopt.stats import selection_gain
 
 Row = Mapping[str, Any]
 # AlpacaEval's threshold for a suspicious effect of length.
@@ -14,6 +15,7 @@ LENGTH_ALARM = 0.10
 INVALID_ALARM = 0.01
 UNFINISHED_ALARM = 0.5
 FEW_SEEDS = 5
+TRIALS = 8  # of each loss, as prefopt tune has it
 
 
 def warnings(results: Row) -> list[dict[str, Any]]:
@@ -220,14 +222,63 @@ def _data_warnings(results: Row) -> list[dict[str, Any]]:
                 "length, and KL per sequence, are those of the part that was sampled.",
             )
         )
-    if len(results["variants"]) > 1:
-        cautions.append(
+    return [*cautions, *_setting_warnings(results)]
+
+
+def _setting_warnings(results: Row) -> list[dict[str, str]]:
+    """How far the order of losses rests on the settings that they ran with."""
+    families = [variant["family"] for variant in results["variants"]]
+    several = sorted({family for family in families if families.count(family) > 1})
+    if results["tuning"]:
+        return _edge_warnings(results["tuning"]["families"])
+    if len(families) < 2:
+        return []
+    cost = f" {_cost_of_tuning(results)}"
+    if several:
+        most = max(families.count(family) for family in several)
+        return [
             _warning(
-                "note",
-                "One setting of each loss",
-                "Each variant ran with the hyperparameters and learning rate that its row shows. Another setting "
-                "of a loss may rank differently; sweep it as further variants before concluding about the loss as "
-                "such.",
+                "warn",
+                "The best of several settings looks better than it is",
+                f"{listed(several)} ran at several settings, judged on one set of prompts. Of {most} equal settings "
+                f"the best is {selection_gain(most):.2f} standard deviations of one score above their mean by chance: "
+                f"compare settings here, not losses by their best.{cost}",
             )
+        ]
+    return [
+        _warning(
+            "note",
+            "One setting of each loss",
+            "Each variant ran with the hyperparameters and learning rate that its row shows. Another setting of a loss "
+            f"may rank differently: nothing is said about the losses as such.{cost}",
         )
+    ]
+
+
+def _edge_warnings(tuned: Sequence[Row]) -> list[dict[str, str]]:
+    """Winners whose settings lie where their range ends, and losses that no trial within the bound stands for."""
+    at_edge = [f"{row['family']} ({'; '.join(row['edges'])})" for row in tuned if row["edges"]]
+    none = [row["family"] for row in tuned if row["tuned"] is None]
+    cautions = []
+    if at_edge:
+        more = "A better one may lie beyond: widen the range under [tune.ranges] and tune again."
+        cautions.append(_warning("warn", "Best settings at the edge of their range", f"{listed(at_edge, 6)}. {more}"))
+    if none:
+        said = f"None of the trials of {listed(none)} has a score within the bound on the KL: its defaults stand alone."
+        cautions.append(_warning("warn", "No setting to choose", said))
     return cautions
+
+
+def _cost_of_tuning(results: Row) -> str:
+    """What ``prefopt tune`` would take, from what these runs took."""
+    parts = ("train_s", "evaluate_s", "sample_s")
+    seconds = [sum(row[part] or 0.0 for part in parts) for row in results["cost"]]
+    losses = len({variant["family"] for variant in results["variants"] if variant["loss"] != "noop"})
+    if not seconds or not losses:
+        return f"`prefopt tune` tries {TRIALS} settings of each loss."
+    more = TRIALS * losses + losses * len(results["seeds"])
+    minutes = more * sum(seconds) / len(seconds) / 60
+    return (
+        f"`prefopt tune` with the same arguments tries {TRIALS} settings of each loss and trains the winners anew: "
+        f"{more} more runs, about {max(1, round(minutes))} min at the time that these took."
+    )

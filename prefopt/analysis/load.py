@@ -34,6 +34,7 @@ class Comparison:
         history, pairs, scores, samples: Tidy frames of complete runs (history: of diverged ones too).
         proxies: Mean reward of a policy's samples by what it was trained by in place of the gold reward, by run.
         best_of: Further samples of the reference, of which the best of n is taken; empty where there are none.
+        sampled: Samples on the way, where there are any.
         judgements: Rows between complete runs, or a complete run and the reference.
         selftest: What the self-test found, or None where it was not run for this folder.
     """
@@ -52,6 +53,7 @@ class Comparison:
     proxies: Mapping[tuple[str, int], float]
     best_of: pd.DataFrame
     judgements: pd.DataFrame
+    sampled: pd.DataFrame
     selftest: Mapping[str, Any] | None
 
     def status(self, variant: str, seed: int) -> str:
@@ -94,6 +96,8 @@ def load(root: Path) -> Comparison:
     folder.check("prompts.parquet", may_be_missing=True)  # published without its text
     written = folder.runs()
     runs = {key: run for key, run in written.items() if key[0] != schema.REFERENCE}
+    if manifest.config.get("tune", {}).get("trials"):  # winners of fewer trials may lie beside those of more
+        runs = {key: run for key, run in runs.items() if key[0] in manifest.variant_names}
     variants = tuple(dict.fromkeys([*manifest.variant_names, *sorted(variant for variant, _ in runs)]))
     planned = {name: _planned(manifest, runs, name) for name in variants}
     seeds = tuple(sorted({*manifest.seeds, *(seed for _, seed in runs), *sum(planned.values(), ())}))
@@ -119,6 +123,7 @@ def load(root: Path) -> Comparison:
         proxies=_proxies(folder, done),
         best_of=folder.frames(schema.BEST_OF, schema.BEST_OF_COLUMNS),
         judgements=_judgements(folder, done),
+        sampled=_only(folder.frames("sampled.parquet", schema.SAMPLED_COLUMNS), done),
         selftest=_selftest(folder),
     )
 

@@ -18,6 +18,7 @@ import typer
 
 from prefopt.cli.words import called_with, to_words
 from prefopt.contract import registry
+from prefopt.contract.labels import parse_label, split_labels
 from prefopt.errors import UsageError, did_you_mean
 from prefopt.report.view import Results
 from prefopt.runtime.interrupts import Stopped
@@ -113,10 +114,10 @@ def _refuse_local(losses: Any) -> None:
         UsageError: Naming them.
     """
     if isinstance(losses, str):
-        labels = [] if losses.strip() == "all" else registry.split_labels(losses)
+        labels = [] if losses.strip() == "all" else split_labels(losses)
     else:
         labels = [one if isinstance(one, str) else getattr(one, "name", "") for one in losses or ()]
-    names = [registry.parse_label(label)[0] for label in labels if label]
+    names = [parse_label(label)[0] for label in labels if label]
     local = sorted({n for n in names if n in registry.REGISTRY and registry.REGISTRY[n].__module__ == "__main__"})
     if local:
         raise UsageError(

@@ -21,6 +21,7 @@ from prefopt.cli.losses import doctor, losses
 from prefopt.cli.pairs import pairs
 from prefopt.cli.report import power, report
 from prefopt.cli.reward import reward
+from prefopt.cli.tune import tune
 from prefopt.errors import PrefoptError
 from prefopt.launch.worker import silence_third_parties
 from prefopt.runtime.interrupts import Stopped
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (compare, report, judge, export, power, selftest, losses, doctor, pairs, reward, info):
+for command in (compare, tune, report, judge, export, power, selftest, losses, doctor, pairs, reward, info):
     app.command()(command)
 
 

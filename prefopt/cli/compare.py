@@ -27,6 +27,9 @@ from prefopt.cli.words import command_line
 from prefopt.errors import IncompleteError
 from prefopt.storage.schema import REFERENCE
 
+TRIALS = 8  # of each loss, where prefopt tune is not told
+AS_SET = -1  # as many as the file sets, or TRIALS
+
 if TYPE_CHECKING:
     from prefopt.config.schema import Config
     from prefopt.storage.records import RunRecord
@@ -53,6 +56,7 @@ def compare(
     plugin: Plugins = None,
     results: Annotated[Path, typer.Option(help="The folder of all comparisons.")] = Path("results"),
     claims: Annotated[list[str] | None, typer.Option("--assert", help='Such as "ipo >= dpo - 0.02".')] = None,
+    tune: Annotated[int | None, typer.Option(min=0, help="Trials of each loss before; 0 for none.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     wait: Wait = False,
     hang_after: Annotated[float, typer.Option(min=0, help="Seconds without progress; 0 for never.")] = 1800,
@@ -79,9 +83,17 @@ def compare(
         "pairs.label_noise": label_noise,
         "data.on_bad_rows": on_bad_rows,
         "data.dedup": dedup or None,
+        "tune.trials": None if tune == AS_SET else tune,
     }
     wanted = load_command(
-        config, overrides, losses=losses, seeds=seeds, settings=settings, plugins=plugin, column_map=column_map
+        config,
+        overrides,
+        losses=losses,
+        seeds=seeds,
+        settings=settings,
+        plugins=plugin,
+        column_map=column_map,
+        defaults={"tune.trials": TRIALS} if tune == AS_SET else {},
     )
     asserted = [parse(text, [variant.name for variant in wanted.variants]) for text in claims or []]
     if dry_run:
@@ -100,6 +112,10 @@ def _show_plan(config: Config, shown: Style, as_json: bool) -> dict[str, Any]:
 
     with Console(shown) as console:
         lines = plan(config, progress=console)
+    if config.tune.trials:
+        from prefopt.tuning.protocol import with_trials
+
+        lines = with_trials(config, lines)
     print(as_text(lines) if as_json else as_lines(lines, width=28))
     return lines
 
@@ -126,7 +142,15 @@ def _run(
     words = command_line()
     with interrupts.listen(), locks.hold(results / config.name, wait=wait, say=console.say) as lock:
         launcher: Launcher = InProcess() if hang_after_s is None else Supervised(plugins, hang_after_s)
-        folder = launcher.run(Job(config=config, results=results, command=words, lock=lock, isolate=isolate), console)
+
+        def run(job: Config, below: Path) -> ResultsFolder:
+            return launcher.run(Job(config=job, results=below, command=words, lock=lock, isolate=isolate), console)
+
+        if config.tune.trials:
+            from prefopt.tuning.protocol import tune
+
+            config = tune(config, results, run, console)
+        folder = run(config, results)
         runs = folder.runs()
         unfinished = {key: run for key, run in runs.items() if not run.is_complete}
         page = None

@@ -25,7 +25,7 @@ from prefopt.runtime import memory
 from prefopt.runtime.device import pick_device, wait
 from prefopt.runtime.progress import Progress
 from prefopt.tasks.base import Task
-from prefopt.train.autosize import Fit, fit, step_seconds
+from prefopt.train.autosize import Fit, fit, step_seconds, together
 from prefopt.train.state import Run
 
 DECODE_STEPS = 3
@@ -63,7 +63,7 @@ def plan(config: Config, *, progress: Progress) -> dict[str, Any]:
     progress.stage("loading the model", 0, 1)
     base = load_base(settings.name, dtype=settings.dtype, quantization=settings.quantization, device=device)
     pairs, prompts, facts = _pairs(config, own, task, base, progress)
-    model = AdaptedModel.wrap(base, config.lora, size=len(config.variants) + 1)
+    model = AdaptedModel.wrap(base, config.lora, size=together(len(config.variants), device) + 1)
     probe = _probe(config, model, pairs, prompts, progress)
     counts = _counts(config, model, pairs, prompts) | _exposure(config, own, pairs) | facts
     return counts | _estimates(config, probe, _sampled_tokens(config, prompts))
@@ -165,7 +165,8 @@ def _pairs(
 
 def _time_steps(config: Config, model: AdaptedModel, pairs: list[TokenPair]) -> tuple[Fit, float, float]:
     """How a step fits the machine, the seconds of one run's, and the GiB of the other runs' optimizer states."""
-    runs = [Run(v.name, v.build(), config.learning_rate(v), slot) for slot, v in enumerate(config.variants)]
+    at_once = config.variants[: model.adapters.params.shape[0] - 1]
+    runs = [Run(v.name, v.build(), config.learning_rate(v), slot) for slot, v in enumerate(at_once)]
     for run in runs:
         model.adapters.initialise(run.slot, 0)
     fitted = fit(model, runs, pairs, config.train)

@@ -116,6 +116,7 @@ def _variant_facts(config: Config, variant: Variant) -> dict[str, Any]:
     return {
         "variant": variant.name,
         "loss": loss.name,
+        "family": variant.family or loss.name,
         "spec": loss.spec(),
         "source": loss.source,
         "summary": (type(loss).__doc__ or "").strip().splitlines()[0],

@@ -31,7 +31,7 @@ from prefopt.train.rounds import prompts_of_round
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scikit-learn", "safetensors", "bitsandbytes")
 ROOT = Path(prefopt.__file__).resolve().parent
 # Rooms that start a run, check a loss before it, or read files after it: they cannot change what a run computes.
-READERS = ("__main__.py", "analysis", "cli", "judges", "launch", "report", "selftest", "stats", "testing")
+READERS = ("__main__.py", "analysis", "cli", "judges", "launch", "report", "selftest", "stats", "testing", "tuning")
 # Of those rooms, what labels the pairs that are trained on.
 LABELLERS = tuple(
     f"judges/{name}.py" for name in ("chat", "contract", "endpoint", "labelling", "local", "reward", "rewards")
@@ -122,7 +122,7 @@ def conditions_of(shared: Conditions, config: Config, materials: Materials, vari
 # What may differ between two invocations: names, what is added, and what changes no run.
 _FREE: dict[str, Any] = {
     "name": True, "seeds": True, "variants": True, "device": True,
-    "train": {"checkpoint_every"}, "evaluation": {"delta"},
+    "tune": True, "train": {"checkpoint_every"}, "evaluation": {"delta"},
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from prefopt.storage.formats import write_frame, write_json
 from prefopt.storage.hashing import file_hashes, seal
 from prefopt.storage.records import RunRecord
 from prefopt.storage.results import ResultsFolder
-from prefopt.storage.schema import BEST_OF, HISTORY_COLUMNS, ORACLE, REFERENCE
+from prefopt.storage.schema import BEST_OF, HISTORY_COLUMNS, ORACLE, REFERENCE, SAMPLED_COLUMNS
 from prefopt.train.state import Run
 
 CHECKPOINTS = "checkpoints"
@@ -89,6 +89,9 @@ def write_run(
     path = folder.run(origin.variant, origin.seed)
     files = _write_evaluation(path, evaluation) if evaluation is not None else []
     write_frame(path / "history.csv", pd.DataFrame(run.history, columns=list(HISTORY_COLUMNS)))
+    if run.sampled:
+        write_frame(path / "sampled.parquet", pd.DataFrame(run.sampled, columns=list(SAMPLED_COLUMNS)))
+        files.append("sampled.parquet")
     bank.save(run.slot, path / "adapter")
     record = origin.record(
         status="complete" if run.outcome.diverged_at is None else "diverged",

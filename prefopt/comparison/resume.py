@@ -17,7 +17,7 @@ from prefopt.storage import durable
 from prefopt.storage.records import Manifest
 from prefopt.storage.redact import portable
 from prefopt.storage.results import ResultsFolder
-from prefopt.storage.schema import LOCK, REFERENCE
+from prefopt.storage.schema import LOCK, REFERENCE, TUNING
 
 
 def mend(folder: ResultsFolder, config: Config, device: torch.device, progress: Progress) -> None:
@@ -60,13 +60,10 @@ def refuse_other(folder: ResultsFolder, config: Config, device: torch.device) ->
     Raises:
         UsageError: Naming the first thing that differs, with both values.
     """
+    refuse_other_settings(folder, config)
     before = manifest_before(folder)
     if before is None:
-        _refuse_foreign(folder)
         return
-    for section, values in provenance.settings(config).items():
-        old = before.config.get(section, {})
-        _require_same(folder, section, {key: old.get(key, value) for key, value in values.items()}, values)
     _require_same(folder, "packages", before.packages, provenance.packages())
     _require_same(folder, "device", before.device, device_facts(device))
     if before.data_files is not None:
@@ -77,7 +74,7 @@ def refuse_other(folder: ResultsFolder, config: Config, device: torch.device) ->
 
 
 # What a comparison puts into its folder before anything of it is finished: it goes on from there, or writes it anew.
-_BEGUN = (LOCK, "runs", "prompts.parquet", "checksums.json")
+_BEGUN = (LOCK, TUNING, "runs", "prompts.parquet", "checksums.json")
 
 
 def _refuse_foreign(folder: ResultsFolder) -> None:
@@ -94,6 +91,21 @@ def _refuse_foreign(folder: ResultsFolder) -> None:
             f"{folder.root} has lost its manifest.json, and holds finished runs such as {path.parent}; put the "
             "manifest back, or move the folder away, or choose another --name"
         )
+
+
+def refuse_other_settings(folder: ResultsFolder, config: Config) -> None:
+    """The part of ``refuse_other`` that needs no device: settings, and files that are not a comparison's.
+
+    Raises:
+        UsageError: Naming the first setting that differs, with both values.
+    """
+    before = manifest_before(folder)
+    if before is None:
+        _refuse_foreign(folder)
+        return
+    for section, values in provenance.settings(config).items():
+        old = before.config.get(section, {})
+        _require_same(folder, section, {key: old.get(key, value) for key, value in values.items()}, values)
 
 
 def refuse_other_materials(folder: ResultsFolder, materials: Materials) -> None:

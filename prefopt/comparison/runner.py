@@ -166,5 +166,6 @@ def _step(before: Manifest | None, config: Config, materials: Materials, progres
         return step
     progress.stage("fitting a step to the machine", 0, 1)
     materials.model.adapters.params.zero_()
-    trial = [Run(v.name, v.build(), config.learning_rate(v), slot) for slot, v in enumerate(config.variants)]
+    fitted = config.variants[: materials.reference_slot]
+    trial = [Run(v.name, v.build(), config.learning_rate(v), slot) for slot, v in enumerate(fitted)]
     return fit(materials.model, trial, materials.train.pairs, config.train)

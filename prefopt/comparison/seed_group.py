@@ -10,6 +10,7 @@ import pandas as pd
 
 from prefopt.comparison import provenance, record, resume
 from prefopt.comparison.feeds import Feeds, make_feeds
+from prefopt.comparison.on_the_way import SampledOnTheWay
 from prefopt.comparison.record import Evaluation, Origin
 from prefopt.config.schema import Config, Train, Variant
 from prefopt.errors import DataError
@@ -48,13 +49,14 @@ class Partition:
     alone: Collection[int] = ()
     isolate: bool = False
 
-    def groups(self, variants: Sequence[Variant], seed: int) -> list[list[Variant]]:
-        """The variants of one seed that are trained, by group."""
+    def groups(self, variants: Sequence[Variant], seed: int, *, at_once: int) -> list[list[Variant]]:
+        """The variants of one seed that are trained, by group; there is room for ``at_once`` adapters."""
         rest = [variant for variant in variants if (variant.name, seed) not in self.skip]
         if seed in self.alone:
             return [[variant] for variant in rest]
         foreign = [variant for variant in rest if self.isolate and is_foreign(variant.build())]
-        return [group for group in ([v for v in rest if v not in foreign], foreign) if group]
+        parts = ([v for v in rest if v not in foreign], foreign)
+        return [part[start : start + at_once] for part in parts for start in range(0, len(part), at_once)]
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class SeedGroup:
         if not absent:
             return
         conditions = self._conditions(seed)
-        for group in partition.groups([variant for variant in absent if variant is not None], seed):
+        variants = [variant for variant in absent if variant is not None]
+        for group in partition.groups(variants, seed, at_once=self.materials.reference_slot):
             self._train_and_evaluate(group, seed, title, conditions)
         if None in absent and (REFERENCE, seed) not in partition.skip:
             key = provenance.reference_key(self.config, self.materials.model.base.device)
@@ -106,7 +109,10 @@ class SeedGroup:
 
     def _train_and_evaluate(self, variants: Sequence[Variant], seed: int, title: str, conditions: Conditions) -> None:
         device = self.materials.model.base.device
-        runs = [Run(v.name, v.build(), self.config.learning_rate(v), slot) for slot, v in enumerate(variants)]
+        watch = self._watch(seed)
+        runs = [
+            Run(v.name, v.build(), self.config.learning_rate(v), slot, watch=watch) for slot, v in enumerate(variants)
+        ]
         origins = [
             Origin(
                 v.name,
@@ -148,6 +154,13 @@ class SeedGroup:
             progress=Titled(self.progress, title),
             keepers=keepers,
         )
+
+    def _watch(self, seed: int) -> SampledOnTheWay | None:
+        """What samples from runs on their way, where the settings ask for it."""
+        evaluation, made = self.config.evaluation, self.materials
+        if not evaluation.every:
+            return None
+        return SampledOnTheWay(made.model, made.prompts, evaluation, made.task, seed, self.train.steps)
 
     def _keeper(self, origin: Origin) -> Checkpoints:
         path = self.folder.run(origin.variant, origin.seed) / record.CHECKPOINTS

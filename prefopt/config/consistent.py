@@ -36,7 +36,7 @@ def check_variants(config: Config) -> None:
         if twice:
             raise ValueError(f"{kind} {', '.join(twice)} is given twice")
     specs = [
-        (digest(v.build().spec()), v.recipe.builder, config.rounds_of(v), v.learning_rate, v.reward)
+        (digest(v.build().spec()), v.recipe.builder, config.rounds_of(v), config.learning_rate(v), v.reward)
         for v in config.variants
     ]
     for name, spec in zip(names, specs, strict=True):
@@ -45,6 +45,20 @@ def check_variants(config: Config) -> None:
             raise ValueError(f"variants {other} and {name} are the same experiment; drop one")
     if not config.seeds:
         raise ValueError("seeds: at least one is needed")
+
+
+def check_tuning(config: Config) -> None:
+    """Refuse to report at seeds or on prompts by which settings were chosen.
+
+    Raises:
+        ValueError: In one line, with what to change.
+    """
+    evaluation = config.evaluation
+    if evaluation.part == "validation" and not evaluation.validation_prompts:
+        raise ValueError("evaluation.part is validation, and evaluation.validation_prompts sets no prompt apart")
+    both = sorted({*config.seeds} & {*config.tune.seeds})
+    if both and config.tune.trials and evaluation.part == "test":
+        raise ValueError(f"seed {both[0]} is one of seeds and of tune.seeds; what is reported needs fresh seeds")
 
 
 def check_task(config: Config) -> None:

@@ -7,12 +7,13 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from prefopt.config.schema import Config
-from prefopt.contract import registry
+from prefopt.contract.labels import split_labels
 from prefopt.errors import UsageError, did_you_mean
 
 _MAX_FILE_BYTES = 1_000_000
@@ -31,8 +32,9 @@ def load_command(
     settings: list[str] | None = None,
     plugins: list[str] | None = None,
     column_map: str | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Config:
-    """The configuration of a command: file, then options, then ``--set``.
+    """The configuration of a command: file, then options, then ``--set``; ``defaults`` where none of them says.
 
     Raises:
         UsageError: For anything that cannot be carried out.
@@ -48,7 +50,7 @@ def load_command(
         values.setdefault("task.name", "prompts")
         values.setdefault("name", Path(str(values["task.prompts"])).stem)
     if losses is not None:
-        labels = loss_names() if losses.strip() == "all" else registry.split_labels(losses)
+        labels = loss_names() if losses.strip() == "all" else split_labels(losses)
         if not labels:
             raise UsageError("--losses is empty; write names such as dpo,simpo, or all")
         values["variants"] = [{"loss": label} for label in labels]
@@ -61,7 +63,7 @@ def load_command(
         if not equals:
             raise UsageError(f"--set {setting}: write section.key=value")
         values[key.strip()] = parse_value(value.strip())
-    return load(path, values)
+    return load(path, values, defaults or {})
 
 
 def load_plugins(plugins: Sequence[str]) -> None:
@@ -81,8 +83,8 @@ def load_plugins(plugins: Sequence[str]) -> None:
             load_plugin(plugin)
 
 
-def load(path: Path | None, overrides: Mapping[str, Any]) -> Config:
-    """Read a TOML file, lay ``overrides`` (dotted keys) over it, and validate.
+def load(path: Path | None, overrides: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> Config:
+    """Read a TOML file, lay ``overrides`` (dotted keys) over it and ``defaults`` under it, and validate.
 
     Raises:
         UsageError: With one line for each problem: where, what was wanted, what was given.
@@ -92,6 +94,11 @@ def load(path: Path | None, overrides: Mapping[str, Any]) -> Config:
         values = _read_toml(path)
     for dotted, value in overrides.items():
         _lay(values, dotted, value)
+    for dotted, value in defaults.items():
+        section, _, key = dotted.rpartition(".")
+        given = values.get(section, {})
+        if not (isinstance(given, dict) and key in given):
+            _lay(values, dotted, value)
     where = str(path) if path else "command line"
     if _depth(values) > _MAX_DEPTH:
         raise UsageError(f"{where}: values are nested more than {_MAX_DEPTH} deep; a setting is a value or a list")

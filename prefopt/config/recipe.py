@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from prefopt.contract.registry import parse_label
+from prefopt.contract.labels import parse_label
 from prefopt.data.builders import Builder, make_builder
 from prefopt.errors import UsageError
 
@@ -38,6 +38,12 @@ class Recipe:
         return (f"@{_label(self.builder)}" if self.builder else "") + (
             "" if self.rounds is None else f"@{self.rounds}round{'s' * (self.rounds != 1)}"
         )
+
+
+def split_recipe(text: str) -> tuple[str, str]:
+    """The loss with its hyperparameters, and all that follows it, as it was typed."""
+    loss = _PART.split(text)[0]
+    return loss.strip(), text[len(loss) :].strip()
 
 
 @cache

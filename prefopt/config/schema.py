@@ -5,28 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import Field, model_validator
 
-from prefopt.config.consistent import check_recipe, check_task, check_variants
-from prefopt.config.recipe import Recipe, parse_recipe
-from prefopt.contract.loss import Loss
-from prefopt.contract.registry import make_loss
+from prefopt.config.consistent import check_recipe, check_task, check_tuning, check_variants
+from prefopt.config.strict import Count, Place, Positive, Seed, Strict
+from prefopt.config.tune import Tune
+from prefopt.config.variant import Variant, swept_variants
 from prefopt.storage.hashing import digest
-from prefopt.storage.redact import portable
+
+__all__ = ["Config", "Variant"]
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
-# A path or a hub name: as it was typed, but published without the home folder and without secrets.
-Place = Annotated[str, PlainSerializer(portable, when_used="json")]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Strict(BaseModel):
-    """Base of every section: unknown keys refused, no conversion of types, immutable."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Model(Strict):
@@ -202,6 +191,11 @@ class Evaluation(Strict):
         best_of: Further responses of the reference to each prompt, from which the reward of the best of n is read; 0
             reads it from the ``samples``.
         delta: Half-width of the band around "no difference" inside which two win rates count as equal.
+        every: Optimizer steps between evaluations of samples while a run trains, each as long as that at its end; 0
+            for none.
+        validation_prompts: Prompts set apart to choose settings by, with as many held-out pairs as are kept to report
+            on; where pairs are your own, half of the held-out prompts. 0 sets none apart; ``tune`` does.
+        part: Which prompts and held-out pairs are asked: ``test``, or ``validation`` for those that were set apart.
     """
 
     prompts: Positive = 64
@@ -210,37 +204,9 @@ class Evaluation(Strict):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     best_of: Annotated[int, Field(ge=0, le=1024)] = 0
     delta: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
-
-
-class Variant(Strict):
-    """One loss with its hyperparameters, under the name that it has everywhere.
-
-    Attributes:
-        loss: The loss with hyperparameters, such as ``simpo[beta=2.5]``, and behind it where its pairs come from and
-            in how many rounds: ``dpo@rso``, ``dpo@best-worst@3rounds``.
-        label: Its name in folders, tables and legends; the loss's own label where empty.
-        learning_rate: Replaces the shared rate.
-        reward: Scores what the policy says in its rounds, in place of the reward that labels pairs; in the same forms.
-    """
-
-    loss: str
-    label: str = ""
-    learning_rate: Annotated[float, Field(gt=0, lt=1)] | None = None
-    reward: Place = ""
-
-    def build(self) -> Loss:
-        """The loss itself."""
-        return make_loss(self.recipe.loss)
-
-    @property
-    def recipe(self) -> Recipe:
-        """The loss, where its pairs come from, and in how many rounds."""
-        return parse_recipe(self.loss)
-
-    @property
-    def name(self) -> str:
-        """The label, or the loss's own with its builder and rounds."""
-        return self.label or self.build().label + self.recipe.suffix
+    every: Count = 0
+    validation_prompts: Count = 0
+    part: Literal["test", "validation"] = "test"
 
 
 class Config(Strict):
@@ -258,14 +224,20 @@ class Config(Strict):
     lora: Lora = Lora()
     train: Train = Train()
     evaluation: Evaluation = Evaluation()
+    tune: Tune = Tune()
     variants: tuple[Variant, ...] = tuple(Variant(loss=name) for name in ("dpo", "cdpo", "simpo", "ipo", "noop"))
 
     @model_validator(mode="before")
     @classmethod
     def _tuples(cls, value: Any) -> Any:
-        """Lists, which is what TOML has, to the tuples that frozen models hold."""
+        """Lists, which is what TOML has, to the tuples that frozen models hold; a sweep to its variants."""
         if isinstance(value, Mapping):
             value = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+        if isinstance(value, Mapping) and isinstance(value.get("variants"), tuple):
+            value = {
+                **value,
+                "variants": tuple(one for variant in value["variants"] for one in swept_variants(variant)),
+            }
         return value
 
     @model_validator(mode="after")
@@ -274,6 +246,7 @@ class Config(Strict):
         check_task(self)
         for variant in self.variants:
             check_recipe(self, variant)
+        check_tuning(self)
         return self
 
     def rounds_of(self, variant: Variant) -> int:

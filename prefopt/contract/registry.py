@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prefopt.contract import plugin_files
+from prefopt.contract.labels import parse_label
 from prefopt.contract.loss import Loss
 from prefopt.contract.plugin_process import in_this_process, is_its_own, while_loading
 from prefopt.contract.tasks import task_class, task_names
@@ -86,6 +87,15 @@ def loss_class(name: str) -> type[Loss]:
     return cls
 
 
+def loss_fields(name: str) -> tuple[str, ...]:
+    """The names of a loss's hyperparameters.
+
+    Raises:
+        UsageError: If there is no such loss.
+    """
+    return tuple(field.name for field in dataclasses.fields(loss_class(name)))
+
+
 def make_loss(spec: str | Mapping[str, Any], /, **hyperparameters: Any) -> Loss:
     """Build a loss from ``"simpo"``, ``"simpo[beta=2.5]"``, ``"mix[0.8*dpo+1.0*sft]"`` or a mapping.
 
@@ -135,52 +145,6 @@ def _coerce(name: str, key: str, value: Any, default: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{name}: {key} must be finite; got {value}")
     return value
-
-
-def parse_label(text: str) -> tuple[str, dict[str, Any]]:
-    """Split ``simpo[beta=2.5,gamma_beta_ratio=0.3]`` into its name and hyperparameters.
-
-    What ``mix`` has in its brackets is one hyperparameter, its terms.
-
-    Example:
-        >>> parse_label("simpo[beta=2.5,gamma_beta_ratio=0.3]")
-        ('simpo', {'beta': 2.5, 'gamma_beta_ratio': 0.3})
-    """
-    match = re.fullmatch(r"\s*([^\[\]\s]+)\s*(?:\[(.*)\])?\s*", text)
-    if match is None:
-        raise UsageError(f"cannot read loss {text!r}; write name or name[key=value,key=value]")
-    if match[1] == "mix" and match[2] and not match[2].startswith("terms="):
-        return "mix", {"terms": match[2]}
-    given: dict[str, Any] = {}
-    for part in filter(None, (piece.strip() for piece in (match[2] or "").split(","))):
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or not key or not value:
-            raise UsageError(f"cannot read {part!r} in {text!r}; write key=value")
-        if key in given:
-            raise UsageError(f"{text}: {key} is given twice")
-        given[key] = _literal(value)
-    return match[1], given
-
-
-def _literal(text: str) -> bool | int | float | str:
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def split_labels(text: str) -> list[str]:
-    """Split ``dpo,simpo[beta=2,gamma_beta_ratio=0.5]`` at the commas outside brackets.
-
-    Example:
-        >>> split_labels("dpo,simpo[beta=2,gamma_beta_ratio=0.5]")
-        ['dpo', 'simpo[beta=2,gamma_beta_ratio=0.5]']
-    """
-    return [part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip()]
 
 
 def load_plugin(plugin: str) -> None:

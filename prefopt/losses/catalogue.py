@@ -18,8 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from prefopt.contract.examples import derived_values, example_pairs
+from prefopt.contract.labels import parse_label
 from prefopt.contract.loss import Loss, PairLogps
-from prefopt.contract.registry import parse_label
 from prefopt.losses import loss_class, loss_names, make_loss
 
 _SECTION = re.compile(r"^(Args|Raises|Source|Differs):$", re.MULTILINE)

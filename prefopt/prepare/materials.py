@@ -24,6 +24,7 @@ from prefopt.storage.cache import cache_dir
 from prefopt.storage.hashing import digest
 from prefopt.tasks.base import Task
 from prefopt.tasks.rewards import RewardedTask
+from prefopt.train.autosize import together
 from prefopt.train.pairset import PairSet, reference_logps
 
 
@@ -102,7 +103,7 @@ def _load_model(config: Config, task: Task, device: torch.device, cache: Path, p
     base = load_reference(config, task, device, cache, progress.stage)
     if not base.packed:
         progress.say(f"plain path, each response in a padded row of its own: {base.why_plain}")
-    return AdaptedModel.wrap(base, config.lora, size=len(config.variants) + 1)
+    return AdaptedModel.wrap(base, config.lora, size=together(len(config.variants), device) + 1)
 
 
 def _scored(base: Base, pairs: Sequence[TokenPair], cache: Path) -> PairSet:

@@ -39,6 +39,22 @@ def task_prompts(config: Config, task: Task, base: Base) -> TaskPrompts:
     )
 
 
+def _prompts_of_part(config: Config, task: Task, base: Base) -> tuple[TaskPrompts, range]:
+    """The task's prompts, and the places among all that pairs are made of whose pairs are held out in this part.
+
+    What is set apart to choose settings by comes behind the others, so that those are the same with it and without.
+    Pairs are made for both parts, so that both train on the same ones.
+    """
+    evaluation, each = config.evaluation, config.pairs.heldout_prompts
+    test, apart = evaluation.prompts, evaluation.validation_prompts
+    more = config.evaluation.model_copy(update={"prompts": test + apart + (each if apart else 0)})
+    prompts = task_prompts(config.model_copy(update={"evaluation": more}), task, base)
+    asked = prompts.evaluation[:test] if evaluation.part == "test" else prompts.evaluation[test : test + apart]
+    first = len(prompts.train) + (each if evaluation.part == "validation" else 0)
+    heldout = (*prompts.heldout, *prompts.evaluation[test + apart :])
+    return TaskPrompts(prompts.train, heldout, asked), range(first, first + each)
+
+
 def sampled_pairs(config: Config, model: AdaptedModel, tasks: Tasks, cache: Path, progress: Progress) -> PreparedPairs:
     """Pairs of the reference's own responses to the task's prompts, labelled by a reward.
 
@@ -49,14 +65,14 @@ def sampled_pairs(config: Config, model: AdaptedModel, tasks: Tasks, cache: Path
     """
     progress.stage("sampling responses for the pairs", 0, 1)
     settings = config.pairs
-    prompts = task_prompts(config, tasks.prompts, model.base)
+    prompts, places = _prompts_of_part(config, tasks.prompts, model.base)
     try:
         responses = sampled_responses(model, tasks, [*prompts.train, *prompts.heldout], settings, cache)
     except RewardError as problem:
         raise DataError(f"the pairs cannot be labelled: {problem}. Nothing was trained") from None
     for_training = responses["prompt_id"] < len(prompts.train)
     train = label(responses[for_training], settings, noise=settings.label_noise)
-    heldout = label(responses[~for_training], settings, noise=0.0)
+    heldout = [pair for pair in label(responses[~for_training], settings, noise=0.0) if pair.prompt_id in places]
     right = [gold[0] > gold[1] for gold in map(golds, train)]
     facts = {
         "truncated_chosen": sum(p.chosen_truncated for p in train),

@@ -16,6 +16,7 @@ from prefopt.data import (
     split_by_prompt,
     tokenize_pairs,
 )
+from prefopt.errors import DataError
 from prefopt.evaluate.samples import Prompts
 from prefopt.model.base import Base
 from prefopt.prepare.pairs import PreparedPairs
@@ -74,9 +75,31 @@ def own_pairs(config: Config, own: OwnPairs, base: Base, progress: Progress) -> 
     for warning in (*train.warnings, *heldout.warnings):
         progress.say(warning)
     by_ids = {pair.prompt_ids: own.heldout[pair.pair_id].prompt for pair in reversed(heldout.pairs)}
-    ids = list(dict.fromkeys(pair.prompt_ids for pair in heldout.pairs))[: config.evaluation.prompts]
-    prompts = Prompts.shown(ids, [by_ids[prompt] for prompt in ids])
+    ids, asked = _part(list(dict.fromkeys(p.prompt_ids for p in heldout.pairs)), config)
+    prompts = Prompts.shown(ids[:asked], [by_ids[prompt] for prompt in ids[:asked]])
     for source in own.sources:
         check_unchanged(source)
+    own_part = set(ids)
+    kept = tuple(pair for pair in heldout.pairs if pair.prompt_ids in own_part)
     facts = pair_facts(own.sources, train, heldout)
-    return PreparedPairs(train.pairs, heldout.pairs, prompts, facts)
+    return PreparedPairs(train.pairs, kept, prompts, facts)
+
+
+def _part(prompts: list[tuple[int, ...]], config: Config) -> tuple[list[tuple[int, ...]], int]:
+    """The held-out prompts of this part, dealt in turn where some are set apart, and how many are sampled from.
+
+    Raises:
+        DataError: If there is no prompt to set apart.
+    """
+    evaluation = config.evaluation
+    if not evaluation.validation_prompts:
+        return prompts, evaluation.prompts
+    if len(prompts) < 2:
+        raise DataError(
+            f"{config.data.heldout or config.data.source}: {len(prompts)} held-out prompt cannot be dealt into one "
+            "part to choose settings by and one to report on; raise data.heldout_share, or give more pairs"
+        )
+    test, validation = prompts[::2], prompts[1::2]
+    if evaluation.part == "test":
+        return test, evaluation.prompts
+    return validation, evaluation.validation_prompts

@@ -15,7 +15,23 @@ def methods(results: Row) -> list[str]:
     """Paragraphs for a paper, with this comparison's numbers in them."""
     judged = [*_judging(results), RATINGS] if results["setup"]["judge"] is not None else []
     ranked = [RANKING] if results["ranking"] and results["setup"]["judge"] is None else []
-    return [_training(results), *judged, *ranked, DIVERGENCE]
+    return [_training(results), *_tuning(results), *judged, *ranked, DIVERGENCE]
+
+
+def _tuning(results: Row) -> list[str]:
+    found = results["tuning"]
+    if not found:
+        return []
+    trials = found["families"][0]["trials"]
+    bound = "" if found["max_kl"] is None else f" among those within {found['max_kl']:g} nats of the reference"
+    return [
+        f"Every loss was given {trials} settings: its defaults and {trials - 1} points of a scrambled Sobol sequence, "
+        "the same for all losses, over the learning rate and the ranges of its own hyperparameters. Each was trained "
+        f"at {counted(len(found['seeds']), 'seed')} used for nothing else and scored by {found['criterion_text']} on "
+        f"{found['prompts']} prompts used for nothing else; runs that diverged count as worst. The best{bound} and the "
+        "defaults were trained anew at the seeds reported here, and judged on prompts "
+        "that had no part in the choice. No trial was stopped early, and no loss was given more."
+    ]
 
 
 def _training(results: Row) -> str:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from prefopt.analysis.on_the_way import steps_text
 from prefopt.analysis.sentences import counted, listed
 from prefopt.report.selftest import selftest_text
+from prefopt.report.tuning import TUNING_CAPTIONS, tuning_text
 from prefopt.storage.schema import ORACLE
 
 Row = Mapping[str, Any]
@@ -77,6 +79,7 @@ CAPTIONS = {
         "The true difference from the reference that a comparison would settle in four of five repetitions, "
         "from the variances found here."
     ),
+    **TUNING_CAPTIONS,
 }
 
 FALLING = (
@@ -154,7 +157,32 @@ def _power_text(results: Row) -> tuple[str, ...]:
     return (text + advice + (exact if seeds > 1 else ""),)
 
 
+def _steps_text(results: Row) -> tuple[str, ...]:
+    return steps_text(results["over_steps"])
+
+
 SECTIONS = (
+    Section(
+        "tuning",
+        "Every loss at its best",
+        "Tuning",
+        figures=("tuned_forest", "score_rate", "tuning_curves"),
+        tables=("tuned", "top_trials"),
+        folded=("trials",),
+        told=tuning_text,
+    ),
+    Section(
+        "frontier",
+        "The frontier of reward and KL",
+        "Frontier",
+        (
+            "A loss that learns faster is further from the reference at equal steps, and has more reward for that "
+            "alone. The frontier asks instead how much reward a loss has within a budget of KL, over all settings "
+            "that were tried; every loss had as many.",
+        ),
+        ("tuning_frontier",),
+        ("frontier_area",),
+    ),
     Section(
         "head-to-head",
         "Head to head",
@@ -215,6 +243,17 @@ SECTIONS = (
         ("reward_kl", "proxy_gold"),
         ("kl", "rewards"),
         ("matched_kl",),
+    ),
+    Section(
+        "over-steps",
+        "Samples during training",
+        "Steps",
+        (
+            "What a policy writes on its way. Reward that rises with the KL and then falls is over-optimisation: the "
+            "loss goes on falling, and what it was meant to stand for does not follow.",
+        ),
+        ("over_steps",),
+        told=_steps_text,
     ),
     Section("text", "Length and diversity of samples", "Text", tables=("health", "text")),
     Section(

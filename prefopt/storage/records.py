@@ -110,8 +110,8 @@ class Manifest:
         commit: Of the checkout, if it was one.
         config: The resolved configuration.
         seeds: Planned seeds.
-        variants: For each planned variant: variant, loss, spec, source, summary, needs_reference, length_normalized,
-            batch_coupled, learning_rate, seeds (in folders of earlier versions all of them).
+        variants: For each planned variant: variant, loss, family, spec, source, summary, needs_reference,
+            length_normalized, batch_coupled, learning_rate, seeds (in folders of earlier versions all of them).
         model: name, revision, hash, dtype, parameters, packed, why_plain.
         reference: sft_steps, hash.
         task: name, reward, reward_accuracy, reward_figures, label_accuracy, fingerprint.

@@ -7,6 +7,7 @@ The only module that knows paths below ``results/<name>/``. Needs no torch. Layo
                             history.csv  HISTORY_COLUMNS, a row for each logged step and split
                             pairs.parquet    PAIR_COLUMNS, a row for each held-out pair, after training
                             scores.parquet   SCORE_COLUMNS, a row for each sample on an evaluation prompt
+                            sampled.parquet  SAMPLED_COLUMNS, samples on the way, with evaluation.every
                             samples.parquet  SAMPLE_COLUMNS, the text of those samples
                             adapter/     a PEFT folder
                             cost.json    seconds and memory
@@ -17,6 +18,7 @@ The only module that knows paths below ``results/<name>/``. Needs no torch. Layo
     checksums.json                       SHA-256 of the Parquet files above that no run.json lists
     judge/<judge>/judge.json             what is known about a judge: controls, position, unusable share, problems
     judge/lead.json                      the judge whose verdicts count, where one was chosen
+    tuning/                              of a tuned comparison: the folder of its trials, laid out as this one
     selftest.json                        controls with a known answer, put to the code that makes the report
     tables/ figures/ report.md report.html results.json
 

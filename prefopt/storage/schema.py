@@ -6,6 +6,7 @@ SCHEMA = 2
 REFERENCE = "reference"
 ORACLE = "oracle"  # the judge that is the task's gold reward
 LOCK = ".lock"
+TUNING = "tuning"  # the folder, below a tuned comparison's, of its trials: a comparison of its own
 
 # One row for each (step, split). Split is "train" (the step's batch, before the update) or "heldout".
 # Rewards are in the loss's own units, logps in nats summed over the response, logratio/margins in nats.
@@ -28,6 +29,8 @@ SCORE_COLUMNS = (
 # Further samples of the reference, of which the best of n is taken; its file is there where evaluation.best_of asks.
 BEST_OF = "best_of.parquet"
 BEST_OF_COLUMNS = ("prompt_id", "sample", "reward", "ref_logp")
+# The same of samples on the way, after ``step`` optimizer steps.
+SAMPLED_COLUMNS = ("step", "prompt_id", "sample", "reward", "kl", "n_tokens")
 SAMPLE_COLUMNS = ("prompt_id", "sample", "prompt", "response")
 PROMPT_COLUMNS = ("prompt_id", "prompt")
 # score: mean over the comparisons of one prompt and seed of 1 (variant wins), 1/2 (tie), 0; n comparisons behind it,

@@ -30,7 +30,16 @@ from prefopt.train.step import Batch, train_step
 
 MEMORY_SHARE = 0.7  # of the free memory goes to activations; the rest is for what the allocator wastes
 MAX_TOKENS = 32768  # of one pass: they keep any device busy, and more would only cost memory
+MOST_ON_CPU = 16  # variants at once
 MIN_GAIN = 0.05  # the least share of a run's time that a wider stack must save
+
+
+def together(variants: int, device: torch.device) -> int:
+    """How many of a seed's variants train at once, each with an adapter and an optimizer state in memory.
+
+    On a GPU all of them, whose passes are stacked. On a CPU nothing is gained by more, and each is alone to the bit.
+    """
+    return variants if device.type == "cuda" else min(variants, MOST_ON_CPU)
 
 
 @dataclass(frozen=True, slots=True)

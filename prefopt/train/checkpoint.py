@@ -81,6 +81,8 @@ class Checkpoints:
         if run.state.running is not None:
             tensors["running"] = run.state.running
         facts = {"key": self.key, "history": run.history, "optimizer": plain, **asdict(run.counters)}
+        if run.sampled:
+            facts["sampled"] = run.sampled
         state = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
         folders.write_folder(self._at(run.counters.step), {STATE: state, FACTS: json.dumps(facts).encode()})
         for step in self._steps()[:-KEPT]:
@@ -94,6 +96,7 @@ class Checkpoints:
         run.state.optimizer = None
         restore_optimizer(with_optimizer(run, bank, config), tensors, facts["optimizer"])
         run.state.running = tensors["running"].to(device) if "running" in tensors else None
+        run.sampled[:] = [tuple(row) for row in facts.get("sampled", ())]
         run.history[:] = [Metrics(*row) for row in facts["history"]]
         for counter in fields(Counters):
             setattr(run.counters, counter.name, facts[counter.name])

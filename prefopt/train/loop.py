@@ -82,6 +82,7 @@ def train_group(
             keep = group.must_keep(step + 1, ending=ending)
             active = group.drop_failed(active, step + 1, keep=keep)
             group.evaluate_if_due(active, step + 1)
+            _let_watch(active)
             if keep:
                 group.keep([run for run in active if not run.outcome.reason])
             _tell(progress, runs, step + 1, config, seed)
@@ -94,6 +95,12 @@ def train_group(
 def _tell(progress: Progress, runs: Sequence[Run], done: int, config: Train, seed: int) -> None:
     progress.at(seed, [run.variant for run in runs], done)
     progress.step(f"training {len(runs)} variants", done, config.steps, latest(runs))
+
+
+def _let_watch(runs: Sequence[Run]) -> None:
+    for run in runs:
+        if run.watch is not None and not run.outcome.reason:
+            run.watch(run)
 
 
 @dataclass

@@ -6,7 +6,7 @@ Shapes: B pairs of a batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -128,6 +128,8 @@ class Run:
         history: What it has logged.
         pending: What it has logged since, still on the device.
         outcome: Why it takes no more steps.
+        watch: Called with the run after each of its steps, or None.
+        sampled: What ``watch`` has gathered, rows of ``SAMPLED_COLUMNS``.
     """
 
     variant: str
@@ -139,6 +141,8 @@ class Run:
     history: list[Metrics] = field(default_factory=list)
     pending: list[Pending] = field(default_factory=list)
     outcome: Outcome = field(default_factory=Outcome)
+    watch: Callable[[Run], None] | None = None
+    sampled: list[tuple[float, ...]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loss", guarded(self.loss))

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from jinja2 import Environment
 
 from prefopt.config.load import load, parse_seeds, parse_value
-from prefopt.contract.registry import make_loss, split_labels
+from prefopt.contract.labels import split_labels
+from prefopt.contract.registry import make_loss
 from prefopt.data import load_pairs
 from prefopt.errors import PrefoptError
 from prefopt.judges import EndpointJudge

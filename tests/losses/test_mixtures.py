@@ -9,7 +9,7 @@ import torch
 from golden import PAIRS, TOKENS, t
 
 from prefopt import Loss, make_loss
-from prefopt.contract.registry import split_labels
+from prefopt.contract.labels import split_labels
 from prefopt.errors import UsageError
 from prefopt.storage.results import check_name
 

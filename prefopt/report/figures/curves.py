@@ -118,3 +118,42 @@ def _panels(count: int, *, legend: bool = False) -> tuple[Figure, Any]:
 def _array(values: list[float | None]) -> np.ndarray:
     """A list of JSON as floats, NaN for null."""
     return np.array([np.nan if value is None else value for value in values], dtype=float)
+
+
+def over_steps(results: Results) -> Figure | None:
+    """Reward, KL, win rate and length of samples during training."""
+    curves = results["over_steps"]["curves"]
+    shown = [(key, scale, title) for key, scale, title in _SAMPLED if _is_known(curves, key)]
+    if not shown:
+        return None
+    style = variant_looks(results)
+    made = figure(2.6 * len(shown) + 1.6, 3.0)
+    for axes, (key, scale, title) in zip(made.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        for name, curve in curves.items():
+            look, one = style[name], curve[key]
+            axes.fill_between(
+                one["step"], scale * np.array(one["low"], float), scale * np.array(one["high"], float),
+                color=look.colour, alpha=0.12, linewidth=0,
+            )  # fmt: skip
+            axes.plot(
+                one["step"], scale * np.array(one["mean"], float), color=look.colour, linestyle=look.dash,
+                marker=look.marker, markersize=3.2, label=short(name, 22),
+            )  # fmt: skip
+        axes.set_title(title, fontsize=8.5)
+        axes.set_xlabel("step")
+        grid(axes)
+    handles, labels = axes.get_legend_handles_labels()
+    made.legend(handles, labels, loc="outside right upper", fontsize=8)
+    return made
+
+
+_SAMPLED = (
+    ("reward", 1, "mean gold reward"),
+    ("kl", 1, "KL, nats"),
+    ("win_rate", 100, "win rate, %"),
+    ("n_tokens", 1, "tokens of a sample"),
+)
+
+
+def _is_known(curves: Mapping[str, Any], key: str) -> bool:
+    return any(value is not None for curve in curves.values() for value in curve[key]["mean"])

@@ -12,9 +12,10 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from prefopt.report.figures.curves import learning_curves, logps_curves
+from prefopt.report.figures.curves import learning_curves, logps_curves, over_steps
 from prefopt.report.figures.policies import calibration, cost, proxy_gold, reward_kl
 from prefopt.report.figures.style import GREY, INK, figure, grid, looks, save, short, styled, variant_looks
+from prefopt.report.figures.tuning import score_rate, tuned_forest, tuning_curves, tuning_frontier
 
 Results = Mapping[str, Any]
 _DIVERGING = LinearSegmentedColormap.from_list("vermillion-white-blue", ["#D55E00", "#ffffff", "#0072B2"])
@@ -47,7 +48,8 @@ def winrate_forest(results: Results) -> Figure | None:
             100 * row["value"], y, marker=look.marker, color=look.colour, zorder=3, markersize=6.5,
             markerfacecolor=look.colour if settled else "white", markeredgewidth=1.6,
         )  # fmt: skip
-    axes.set_yticks(range(len(rows)), [_named(row) for row in rows])
+    settings = {entry["variant"]: entry["setting"] for entry in results["variants"]}
+    axes.set_yticks(range(len(rows)), [_named(row, settings[row["a"]]) for row in rows])
     axes.set_ylim(-0.7, len(rows) - 0.4)
     right = axes.secondary_yaxis("right")
     right.set_yticks(range(len(rows)), [_interval(row) for row in rows])
@@ -59,8 +61,9 @@ def winrate_forest(results: Results) -> Figure | None:
     return fig
 
 
-def _named(row: Mapping[str, Any]) -> str:
-    return short(row["a"]) + (" (incomplete)" if row["verdict"] == "INCOMPLETE" else "")
+def _named(row: Mapping[str, Any], setting: str) -> str:
+    facts = [fact for fact in (setting, "incomplete" if row["verdict"] == "INCOMPLETE" else "") if fact]
+    return short(row["a"]) + (f" ({', '.join(facts)})" if facts else "")
 
 
 def _interval(row: Mapping[str, Any]) -> str:
@@ -176,6 +179,11 @@ FIGURES: Mapping[str, Callable[[Results], Figure | None]] = {
     "proxy_gold": proxy_gold,
     "cost": cost,
     "power": power,
+    "over_steps": over_steps,
+    "tuned_forest": tuned_forest,
+    "tuning_curves": tuning_curves,
+    "score_rate": score_rate,
+    "tuning_frontier": tuning_frontier,
 }
 
 

@@ -9,12 +9,16 @@ from prefopt.analysis.sentences import listed, spread_over
 from prefopt.report.selftest import selftest_table
 from prefopt.report.tables.plain import PLAIN
 from prefopt.report.tables.table import VARIANT, Column, Table
+from prefopt.report.tuning import frontier_table, top_table, trials_table, tuned_table
 
 Row = Mapping[str, Any]
 
 
 BROKEN = (Column("broken", "broken samples", "text", help="What is wrong with its samples; see the warning."),)
 UNUSABLE = (Column("unusable", "unusable, %", "percent", 1, "Above 1 %, the verdict is that of the worst case."),)
+
+
+SETTING = Column("setting", "setting", "text", help="Of a loss that was tuned: its defaults, or its best trial.")
 
 
 def leaderboard(r: Row) -> Table:
@@ -28,6 +32,7 @@ def leaderboard(r: Row) -> Table:
     varied = varied_settings(r["variants"])
     columns = (
         VARIANT,
+        *((SETTING,) if any(row["setting"] for row in r["leaderboard"]) else ()),
         *((VERDICT,) if judged and several else ()),
         *(BROKEN if broken else ()),
         *((WIN_RATE,) if judged else ()),
@@ -238,6 +243,10 @@ COMPUTED: Mapping[str, Callable[[Row], Table]] = {
     "conditions": _conditions,
     "checks": _checks,
     "selftest": selftest_table,
+    "tuned": tuned_table,
+    "trials": trials_table,
+    "top_trials": top_table,
+    "frontier_area": frontier_table,
 }
 BUILDERS: Mapping[str, Callable[[Row], Table]] = {**{one.name: one for one in PLAIN}, **COMPUTED}
 
