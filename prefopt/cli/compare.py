@@ -143,14 +143,17 @@ def _run(
     with interrupts.listen(), locks.hold(results / config.name, wait=wait, say=console.say) as lock:
         launcher: Launcher = InProcess() if hang_after_s is None else Supervised(plugins, hang_after_s)
 
-        def run(job: Config, below: Path) -> ResultsFolder:
-            return launcher.run(Job(config=job, results=below, command=words, lock=lock, isolate=isolate), console)
+        def run_trials(trials: Config, below: Path) -> ResultsFolder:
+            with locks.hold(below / trials.name, wait=wait, say=console.say) as inner:
+                job = Job(config=trials, results=below, command=words, lock=inner, isolate=isolate)
+                return launcher.run(job, console)
 
         if config.tune.trials:
             from prefopt.tuning.protocol import tune
 
-            config = tune(config, results, run, console)
-        folder = run(config, results)
+            config = tune(config, results, run_trials, console)
+        job = Job(config=config, results=results, command=words, lock=lock, isolate=isolate)
+        folder = launcher.run(job, console)
         runs = folder.runs()
         unfinished = {key: run for key, run in runs.items() if not run.is_complete}
         page = None

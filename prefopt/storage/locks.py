@@ -135,8 +135,7 @@ def require_room(root: Path, needed: int) -> None:
     Raises:
         MachineError: Naming the folder, what is needed and what is free.
     """
-    there = next(path for path in (root, *root.resolve().parents) if path.is_dir())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(root).free
     if free < needed:
         raise MachineError(
             f"{root} needs {needed / 1e9:.2f} GB for checkpoints and results, and {free / 1e9:.2f} GB are free on its "

@@ -102,7 +102,7 @@ def test_what_is_not_tuned_says_what_tuning_would_cost(tmp_path: Path) -> None:
     found = analyse(load(World(seeds=1, prompts=16, pairs=12).write(tmp_path / "plain")))
     (note,) = [one for one in found["warnings"] if one["title"] == "One setting of each loss"]
     # Four losses that train: 32 trials and 4 winners at one seed, 42 s each.
-    assert "36 more runs, about 25 min" in note["text"]
+    assert "36 more runs, about 26 min" in note["text"]
     sweep = {name: planted for name, planted in DEFAULT_VARIANTS.items() if name == "dpo"}
     sweep |= {"dpo[beta=0.5]": DEFAULT_VARIANTS["ipo"], "dpo[lr=0.001]": DEFAULT_VARIANTS["simpo"]}
     found = analyse(load(World(variants=sweep, seeds=1, prompts=16, pairs=12).write(tmp_path / "sweep")))
