@@ -57,6 +57,11 @@ def run(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> int:
     return 0
 
 
+def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the report out, which takes longer than a tiny comparison."""
+    monkeypatch.setattr("prefopt.report.build", lambda folder: folder)
+
+
 def files(root: Path) -> dict[str, int]:
     return {
         str(p.relative_to(root)): p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file() and p.name != ".lock"

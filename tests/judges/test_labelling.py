@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from command import SHORT, run
+from command import SHORT, run, without_report
 
 from prefopt.judges.contract import Shown, Verdict
 from prefopt.judges.labelling import JudgeScorer
@@ -55,6 +55,7 @@ def test_rounds_are_labelled_by_a_local_model(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    without_report(monkeypatch)
     (tmp_path / "prompts.txt").write_text("".join(f"the cat {i} sat\n" for i in range(12)), encoding="utf-8")
     (tmp_path / "mine.py").write_text("def f(p, r):\n    return [float(len(x)) for x in r]\n", encoding="utf-8")
     sizes = ("pairs.prompts=4", "pairs.heldout_prompts=3", "pairs.samples=2", "pairs.max_new_tokens=5", "train.steps=2")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from command import SHORT, run
+from command import SHORT, run, without_report
 
 from prefopt.errors import UsageError
 from prefopt.storage.results import ResultsFolder
@@ -156,6 +156,7 @@ def test_a_reward_that_fails_later_ends_its_run_alone(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """It raises at the third question about evaluation samples: those of the second variant."""
+    without_report(monkeypatch)
     reward = tmp_path / "mine.py"
     reward.write_text(
         "seen = []\ndef f(prompts, responses):\n    seen.append(len(responses))\n"
@@ -185,6 +186,7 @@ def test_chats_and_too_few_prompts(
         "    return [len(r) + len(p[-1]['content']) for p, r in zip(prompts, responses)]\n",
         encoding="utf-8",
     )
+    without_report(monkeypatch)
     asked = words(tmp_path, tiny_folder("llama"), "--losses", "noop", "--reward", f"{reward}:f")
     rows = [{"prompt": [{"role": "user", "content": f"the cat {i}"}]} for i in range(13)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -220,6 +222,7 @@ def test_a_task_is_a_plug_in_too(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    without_report(monkeypatch)
     monkeypatch.setattr("prefopt.contract.tasks._TASKS", {})
     (tmp_path / "numbers.py").write_text(PLUGIN, encoding="utf-8")
     asked = words(tmp_path, tiny_folder("llama"), "--losses", "noop", "--set", "task.name=numbers")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from command import SHORT, run
+from command import SHORT, run, without_report
 
 from prefopt.data.ranked import Ranking, better_pairs
 from prefopt.errors import DataError
@@ -131,6 +131,7 @@ def test_sampled_responses_make_a_reward_model_that_labels_pairs(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    without_report(monkeypatch)
     reward = tmp_path / "mine.py"
     reward.write_text("def f(prompts, responses):\n    return [r.count('a') for r in responses]\n", encoding="utf-8")
     prompts = tmp_path / "prompts.txt"

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 import torch
-from command import SHORT, tree
+from command import SHORT, tree, without_report
 from command import run as command
 from training import LORA, pair_set, scored
 
@@ -220,6 +220,7 @@ def test_a_whole_pipeline_and_its_evidence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    without_report(monkeypatch)
     prompts, reward, other = tmp_path / "prompts.jsonl", tmp_path / "mine.py", tmp_path / "other.jsonl"
     rows = [{"prompt": f"the {('cat', 'dog', 'rat', 'hen')[i % 4]} {i} sat"} for i in range(16)]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
