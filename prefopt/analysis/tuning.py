@@ -72,7 +72,7 @@ def tuning_answer(results: Row) -> list[str]:
             said.append(f"{row['family']} is best at its defaults")
         elif row["gain"] is not None:
             low, value, high = (
-                "–" if row["gain"][end] is None else f"{scale * row['gain'][end]:+.{digits}f}"
+                "–" if row["gain"][end] is None else f"{scale * row['gain'][end]:+.{digits}f}".replace("-", "−")
                 for end in ("low", "value", "high")
             )
             said.append(f"{row['family']} {value}{unit} [{low}, {high}]")

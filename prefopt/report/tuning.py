@@ -63,11 +63,6 @@ def tuning_text(results: Row) -> tuple[str, ...]:
             "The settings were chosen by held-out accuracy, how often the log-ratio orders a pair as its label does. "
             "That is not the quality of what a policy writes: a policy may rank well and write badly."
         )
-    text.extend(
-        f"{row['family']}: the best setting lies at the edge ({listed(row['edges'])}); a better one may lie beyond."
-        for row in families
-        if row["edges"]
-    )
     if found["shares"]:
         text.append(_shares_text(found["shares"]))
     text.append(_top_text(found["top"]))

@@ -105,6 +105,8 @@ def score_rate(results: Results) -> Figure | None:
     scale, style = _scale(found), looks(names)
     made, places = panels(len(names), min(4, len(names)), (1.7, 1.4))
     every = [(row["learning_rate"], scale * row["score"]["value"]) for row in rows]
+    lowest, highest = min(rate for rate, _ in every), max(rate for rate, _ in every)
+    ticks = sorted({lowest, (lowest * highest) ** 0.5, highest})
     for axes, name in zip(places, names, strict=False):
         axes.scatter(*zip(*every, strict=True), s=7, color=FAINT, zorder=1)
         own = sorted((row for row in rows if row["family"] == name), key=lambda row: float(row["learning_rate"]))
@@ -117,6 +119,8 @@ def score_rate(results: Results) -> Figure | None:
                 markerfacecolor=look.colour if filled else "white",
             )  # fmt: skip
         axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{tick:.0e}".replace("e-0", "e-") for tick in ticks])
+        axes.minorticks_off()
         axes.set_title(short(name, 20), fontsize=8.5)
         grid(axes)
     panel_labels(made, "learning rate", _short_label(found).removeprefix("best "))
@@ -143,13 +147,17 @@ def tuning_frontier(results: Results) -> Figure | None:
         )  # fmt: skip
         axes.plot(
             [*hull["kl"], reach], [*hull["reward"], hull["reward"][-1]], color=look.colour, linestyle=look.dash,
-            linewidth=1.4, label=short(name, 26),
+            linewidth=1.4, marker=look.marker, markersize=6, label=short(name, 26),
         )  # fmt: skip
     if found["to"] is not None:
         axes.axvline(found["to"], color=GREY, linewidth=1, linestyle=(0, (4, 2)), zorder=0)
-    axes.set_xscale("symlog", linthresh=max(1.0, found["to"] or 1.0))
+    straight = max(1.0, found["to"] or 1.0)
+    axes.set_xscale("symlog", linthresh=straight)
+    ticks = [tick for tick in (0, 1, 2, 5, 10, 20, 50, 100, 200, 500) if tick <= max(straight, reach)]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
     axes.set_xlim(left=0)
-    axes.set_xlabel("KL to the reference, nats per sequence (straight up to the dashed line or 1, then logarithmic)")
+    axes.set_xlabel(f"KL to the reference, nats per sequence (logarithmic beyond {straight:.2g})")
     axes.set_ylabel("mean gold reward on validation prompts")
     made.legend(loc="outside right upper", fontsize=8)
     grid(axes)
