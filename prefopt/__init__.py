@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from prefopt.contract.groups import GroupLogps, GroupLoss
 from prefopt.contract.loss import ChosenRejected, Loss, OffScaleWarning, PairLogps, TokenStats, hyper
 from prefopt.contract.registry import register
 from prefopt.contract.tasks import register_task
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "ChosenRejected",
+    "GroupLogps",
+    "GroupLoss",
     "Loss",
     "OffScaleWarning",
     "PairLogps",

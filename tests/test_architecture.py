@@ -143,9 +143,9 @@ def test_reading_results_needs_no_torch(name: str) -> None:
 
 def test_public_names_are_pinned() -> None:
     assert sorted(prefopt.__all__) == [
-        "ChosenRejected", "Loss", "OffScaleWarning", "PairLogps", "Results", "TokenStats", "__version__", "across",
-        "compare", "export", "hyper", "judge", "load", "loss_names", "losses", "make_loss", "register",
-        "register_task", "run",
+        "ChosenRejected", "GroupLogps", "GroupLoss", "Loss", "OffScaleWarning", "PairLogps", "Results", "TokenStats",
+        "__version__", "across", "compare", "export", "hyper", "judge", "load", "loss_names", "losses", "make_loss",
+        "register", "register_task", "run",
     ]  # fmt: skip
     assert all(hasattr(prefopt, name) for name in prefopt.__all__)
 

@@ -147,3 +147,44 @@ def test_grpo_agrees_with_trl(normalizer: str) -> None:
     assert torch.allclose(grpo.advantages(groups), advantages, atol=1e-9, rtol=0)
     theirs = _trl("GRPOTrainer", groups, advantages, beta=0.04, loss_type=normalizer)
     assert grpo.group(groups).mean().item() == pytest.approx(theirs.item(), abs=1e-9)
+
+
+def test_a_loss_of_groups_of_somebody_else_s_is_checked_and_guarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import dataclass
+
+    from prefopt import GroupLoss, register
+    from prefopt.contract import registry
+    from prefopt.testing import contract_failures
+    from prefopt.train.foreign import LossError, guarded
+
+    monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
+
+    @register("mine")
+    @dataclass(frozen=True)
+    class Mine(GroupLoss):
+        """Pulls the mean of each group up.
+
+            loss = -mean of h
+
+        Source:
+            A test.
+        """
+
+        source = "a test"
+        needs_reference, length_normalized, raises_margin = True, False, False
+
+        def implicit(self, groups: GroupLogps) -> torch.Tensor:
+            return groups.logratios()
+
+        def group(self, groups: GroupLogps) -> torch.Tensor:
+            return -groups.logratios().mean(1)
+
+    lines = contract_failures(Mine())
+    assert any("a response that the mask leaves out has a gradient" in line for line in lines)
+    assert any("values that the mask leaves out change the loss" in line for line in lines)
+
+    groups = example_groups(Mine())
+    assert torch.equal(guarded(Mine()).group(groups), Mine().group(groups))  # type: ignore[attr-defined]
+    monkeypatch.setattr(Mine, "group", lambda self, groups: groups.logps)
+    with pytest.raises(LossError, match="shape"):
+        guarded(Mine()).group(groups)  # type: ignore[attr-defined]
