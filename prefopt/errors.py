@@ -55,6 +55,8 @@ def did_you_mean(name: str, known: list[str]) -> str:
     """A suffix such as ``; did you mean dpo?``, or the sorted list of known names where none is near."""
     import difflib
 
-    # Letters in the wrong order are the nearest mistake, which difflib does not know.
-    near = [one for one in known if sorted(one) == sorted(name)] or difflib.get_close_matches(name, known, n=1)
+    # Letters in the wrong order, or in capitals, are the nearest mistakes, which difflib does not know.
+    small = name.casefold()
+    near = [one for one in known if sorted(one.casefold()) == sorted(small)]
+    near = near or difflib.get_close_matches(small, known, n=1)
     return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(known))}"

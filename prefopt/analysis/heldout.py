@@ -23,7 +23,7 @@ def heldout_tables(pairs: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
     """``margins``, ``calibration_table``, ``displacement`` rows and ``calibration`` bins by variant."""
     tables: dict[str, Any] = {"margins": [], "calibration_table": [], "displacement": [], "calibration": {}}
     for name in names:
-        own = pairs[(pairs["variant"] == name) & np.isfinite(pairs[list(LOGPS)]).all(axis=1)]
+        own = pairs[(pairs["variant"] == name) & np.isfinite(pairs[list(LOGPS)].astype(float)).all(axis=1)]
         if len(own[["seed", "prompt_id"]].drop_duplicates()) < 2:
             continue  # one cell has a mean but no uncertainty
         margins = stats.margins(*(own[column] for column in LOGPS))

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import sys
 import traceback
+from typing import Annotated
 
 import typer
 
+from prefopt import __version__
 from prefopt.cli import streams
 from prefopt.cli.checkup import info, selftest
 from prefopt.cli.compare import compare
@@ -21,6 +23,7 @@ from prefopt.cli.losses import doctor, losses
 from prefopt.cli.pairs import pairs
 from prefopt.cli.report import power, report
 from prefopt.cli.reward import reward
+from prefopt.cli.settings import cache, config
 from prefopt.cli.tune import tune
 from prefopt.errors import PrefoptError
 from prefopt.launch.worker import silence_third_parties
@@ -37,8 +40,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (compare, tune, report, judge, export, power, selftest, losses, doctor, pairs, reward, info):
+for command in (
+    compare, tune, report, judge, export, power, config, selftest, losses, doctor, pairs, reward, cache, info
+):  # fmt: skip
     app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"prefopt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Compare preference-optimisation losses under identical conditions."""
 
 
 def main() -> None:

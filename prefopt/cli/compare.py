@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prefopt.cli.console import Console, Style
+from prefopt.cli.judge import OPENAI_KEY, judge_and_report, require_sound
 from prefopt.cli.options import (
+    ApiKeyEnv,
     AsJson,
+    BaseUrl,
     ConfigFile,
     Device,
     LabelNoise,
+    MaxCalls,
+    MaxTokens,
     Model,
     Plugins,
     Quiet,
@@ -24,7 +29,7 @@ from prefopt.cli.options import (
     style,
 )
 from prefopt.cli.words import command_line
-from prefopt.errors import IncompleteError
+from prefopt.errors import IncompleteError, UsageError
 from prefopt.storage.schema import REFERENCE
 
 TRIALS = 8  # of each loss, where prefopt tune is not told
@@ -32,6 +37,7 @@ AS_SET = -1  # as many as the file sets, or TRIALS
 
 if TYPE_CHECKING:
     from prefopt.config.schema import Config
+    from prefopt.judges.request import JudgeRequest, Limits
     from prefopt.storage.records import RunRecord
     from prefopt.storage.results import ResultsFolder
 
@@ -45,6 +51,14 @@ def compare(
     prompts: Annotated[str | None, typer.Option(help="Your prompts, to be answered and labelled by --reward.")] = None,
     reward: Annotated[str | None, typer.Option(help="imdb, rm:MODEL, bt:FOLDER or file.py:function.")] = None,
     label_reward: Annotated[str | None, typer.Option(help="Labels the pairs in its place, in the same forms.")] = None,
+    eval_prompts: Annotated[str | None, typer.Option(help="Prompts to sample on, instead of held-out ones.")] = None,
+    judge: Annotated[
+        str | None, typer.Option("--judge", help="Judge the samples by rm:MODEL, lm:MODEL, openai:MODEL or file:PATH.")
+    ] = None,
+    base_url: BaseUrl = "",
+    api_key_env: ApiKeyEnv = None,
+    max_calls: MaxCalls = None,
+    max_tokens: MaxTokens = None,
     name: Annotated[str | None, typer.Option(help="Folder of the results.")] = None,
     device: Device = None,
     quantization: Annotated[str | None, typer.Option(help="none, nf4 or int8.")] = None,
@@ -59,7 +73,9 @@ def compare(
     tune: Annotated[int | None, typer.Option(min=0, help="Trials of each loss before; 0 for none.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     wait: Wait = False,
-    hang_after: Annotated[float, typer.Option(min=0, help="Seconds without progress; 0 for never.")] = 1800,
+    hang_after: Annotated[
+        float | None, typer.Option(min=0, help="Seconds without progress, 1800; 0 for never.")
+    ] = None,
     isolate: Annotated[
         bool, typer.Option("--isolate", help="Train losses of plugins in a group of their own.")
     ] = False,
@@ -67,9 +83,11 @@ def compare(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> Path | dict[str, Any]:
-    """Train variants x seeds under identical conditions, evaluate them, and write a report."""
+    """Train variants x seeds under identical conditions, evaluate and judge them, and write a report."""
     from prefopt.analysis.claims import parse
     from prefopt.config.load import load_command
+    from prefopt.judges.request import Limits
+    from prefopt.launch.supervisor import HANG_AFTER_S
 
     overrides = {
         "model.name": model,
@@ -77,6 +95,7 @@ def compare(
         "task.prompts": prompts,
         "task.reward": reward,
         "pairs.reward": label_reward,
+        "data.eval_prompts": eval_prompts,
         "name": name,
         "device": device,
         "model.quantization": quantization,
@@ -96,22 +115,76 @@ def compare(
         defaults={"tune.trials": TRIALS} if tune == AS_SET else {},
     )
     asserted = [parse(text, [variant.name for variant in wanted.variants]) for text in claims or []]
+    if in_process:
+        _refuse_given({"--hang-after": hang_after}, without="a process to watch, which --in-process leaves out")
+    of_judge = {"--base-url": base_url, "--api-key-env": api_key_env, "--max-calls": max_calls}
+    if judge is None:
+        _refuse_given({**of_judge, "--max-tokens": max_tokens}, without="--judge")
+    limits = Limits(max_calls=max_calls, max_tokens=max_tokens or Limits().max_tokens)
+    key = api_key_env or OPENAI_KEY
+    request = _judge_request(results / wanted.name, judge, base_url, key, limits, wanted.device)
     if dry_run:
-        return _show_plan(wanted, style(quiet, as_json), as_json)
+        return _show_plan(wanted, style(quiet, as_json), as_json, request)
+    record = None
     with Console(style(quiet, as_json)) as console:
-        hang_after_s = None if in_process else hang_after
+        hang_after_s = None if in_process else HANG_AFTER_S if hang_after is None else hang_after
         folder, unfinished, page = _run(
             wanted, results, plugin or [], console, wait=wait, hang_after_s=hang_after_s, isolate=isolate
         )
+        if request is not None and page is not None:
+            record, page = _judge(request, console)
     _conclude(folder, unfinished, asserted, page, quiet=quiet, as_json=as_json)
+    if record is not None:
+        require_sound(record)
     return folder.root
 
 
-def _show_plan(config: Config, shown: Style, as_json: bool) -> dict[str, Any]:
+def _refuse_given(options: Mapping[str, Any], *, without: str) -> None:
+    """Refuse options that were given and that nothing would read.
+
+    Raises:
+        UsageError: Naming them.
+    """
+    given = [name for name, value in options.items() if value not in (None, "")]
+    if given:
+        raise UsageError(f"{', '.join(given)} has no effect without {without}")
+
+
+def _judge_request(
+    root: Path, judge: str | None, base_url: str, key_variable: str, limits: Limits, device: str
+) -> JudgeRequest | None:
+    """What the comparison is to be judged by; checked now, so that nothing is trained for a judge that cannot be had.
+
+    Raises:
+        PrefoptError: If it cannot be had.
+    """
+    from prefopt.judges import check_judge
+    from prefopt.judges.request import JudgeRequest
+
+    if judge is None:
+        return None
+    request = JudgeRequest(root, judge, base_url=base_url, key_variable=key_variable, limits=limits, device=device)
+    check_judge(request)
+    return request
+
+
+def _judge(request: JudgeRequest, console: Console) -> tuple[dict[str, Any], Path]:
+    """Judge what is complete, and build the report again; what is known of the judge, and the page."""
+    from prefopt.runtime import interrupts
+    from prefopt.storage import locks
+
+    with interrupts.listen(), locks.hold(request.root, wait=True, say=console.say):
+        return judge_and_report(request, console)
+
+
+def _show_plan(config: Config, shown: Style, as_json: bool, request: JudgeRequest | None) -> dict[str, Any]:
     from prefopt.comparison.dry_run import plan
 
     with Console(shown) as console:
         lines = plan(config, progress=console)
+    if request is not None:
+        compared = lines["evaluation prompts"] * config.evaluation.samples * lines["runs"]
+        lines["judgements"] = f"{compared:,} by {request.spec}, each in two orders where it compares"
     if config.tune.trials:
         from prefopt.tuning.protocol import with_trials
 

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prefopt.cli.console import Console, Style
-from prefopt.cli.options import AsJson, Quiet, as_lines, as_text, style
+from prefopt.cli.options import ApiKeyEnv, AsJson, BaseUrl, MaxCalls, MaxTokens, Quiet, as_lines, as_text, style
 from prefopt.errors import IncompleteError, UsageError
 
 if TYPE_CHECKING:
     from prefopt.judges.judging import Plan
     from prefopt.judges.request import JudgeRequest
+
+
+OPENAI_KEY = "OPENAI_API_KEY"
 
 
 def judge(
@@ -23,14 +26,24 @@ def judge(
     by: Annotated[str, typer.Option("--judge", help="oracle, rm:MODEL, lm:MODEL, openai:MODEL or file:PATH.")],
     pairs: Annotated[str, typer.Option(help="reference, or all.")] = "reference",
     prompts: Annotated[int | None, typer.Option(min=2, help="Judge the first prompts only, so many of them.")] = None,
-    base_url: Annotated[str, typer.Option(help="Address of an OpenAI-compatible server, up to and with /v1.")] = "",
-    api_key_env: Annotated[str, typer.Option(help="Environment variable of its key.")] = "OPENAI_API_KEY",
-    max_calls: Annotated[int | None, typer.Option(min=1, help="Requests at most, retries among them.")] = None,
+    base_url: BaseUrl = "",
+    api_key_env: ApiKeyEnv = None,
+    max_calls: MaxCalls = None,
     concurrency: Annotated[int, typer.Option(min=1, max=64, help="Requests under way at once.")] = 4,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply; models that reason need thousands.")] = 512,
+    max_tokens: MaxTokens = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for one reply.")] = 120.0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda, for local models.")] = "auto",
-    questions: Annotated[Path | None, typer.Option(help="Write what is to be judged as JSONL, and stop.")] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write what is to be judged as JSONL, a line for each comparison with prompt, a, b and verdict, and "
+            'stop. Fill in verdict: "a", "b", "tie", a number from 0 to 1 for how far a wins, or null; then judge by '
+            "file:PATH."
+        ),
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Of --questions so many, drawn evenly from variants, seeds and prompts.")
+    ] = None,
     check: Annotated[
         Path | None,
         typer.Option(
@@ -45,39 +58,61 @@ def judge(
     from prefopt.cli import outcome
     from prefopt.judges import judging
     from prefopt.judges.request import JudgeRequest, Limits
-    from prefopt.report import build
     from prefopt.runtime import interrupts
     from prefopt.storage import locks
 
     limits = Limits(
-        max_calls=max_calls, concurrency=concurrency, max_tokens=max_tokens, read_s=timeout, total_s=timeout
+        max_calls=max_calls,
+        concurrency=concurrency,
+        max_tokens=max_tokens or Limits().max_tokens,
+        read_s=timeout,
+        total_s=timeout,
     )
     if (folder is None) == (check is None):
         raise UsageError("give the folder of a comparison, or --check FILE with labelled pairs, and not both")
-    request = JudgeRequest(folder or Path(), by, pairs, prompts, base_url, api_key_env, limits, device)
+    request = JudgeRequest(folder or Path(), by, pairs, prompts, base_url, api_key_env or OPENAI_KEY, limits, device)
     show = as_text if as_json else as_lines
+    if sample is not None and questions is None:
+        raise UsageError("--sample has no effect without --questions FILE")
     if check is not None:
         if questions is not None or dry_run or pairs != "reference":
             raise UsageError("--check: has no --questions, no --pairs and no --dry-run")
         return _checked(request, check, style(quiet, as_json), show)
     assert folder is not None
     if questions is not None:
-        shown = {"questions": str(questions), "comparisons": judging.write_blank(request, questions)}
+        shown = {"questions": str(questions), "comparisons": judging.write_blank(request, questions, sample)}
     elif dry_run:
         shown = _plan_shown(judging.plan(request))
     else:
         with Console(style(quiet, as_json)) as console, interrupts.listen(), locks.hold(folder):
-            record = judging.run(request, console)
-            console.stage("writing the report", 0, 1)
-            page = build(folder)
+            record, page = judge_and_report(request, console)
         print(as_text({**record, **outcome.outcome(page)}) if as_json else as_lines(_record_shown(record)))
         if not (quiet or as_json):
             print(outcome.as_table(page))
-        if record["problems"]:
-            raise IncompleteError(f"judge {record['judge']}: " + "; ".join(record["problems"]))
+        require_sound(record)
         return record
     print(show(shown))
     return shown
+
+
+def judge_and_report(request: JudgeRequest, console: Console) -> tuple[dict[str, Any], Path]:
+    """Judge a folder whose lock is held, and build its report again; what is known of the judge, and the page."""
+    from prefopt.judges import judging
+    from prefopt.report import build
+
+    record = judging.run(request, console)
+    console.stage("writing the report", 0, 1)
+    return record, build(request.root)
+
+
+def require_sound(record: Mapping[str, Any]) -> None:
+    """Refuse to end well where a judge has problems.
+
+    Raises:
+        IncompleteError: Naming them.
+    """
+    if record["problems"]:
+        raise IncompleteError(f"judge {record['judge']}: " + "; ".join(record["problems"]))
 
 
 def _checked(request: JudgeRequest, path: Path, shown: Style, show: Callable[[dict[str, Any]], str]) -> dict[str, Any]:

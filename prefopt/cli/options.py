@@ -18,6 +18,12 @@ Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="A .py file 
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Such as train.learning_rate=1e-5.")]
 Folder = Annotated[Path, typer.Argument(help="Such as results/imdb.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait for another process that uses the folder.")]
+BaseUrl = Annotated[
+    str, typer.Option(help="Address of an OpenAI-compatible server, up to and with /v1; else $OPENAI_BASE_URL.")
+]
+ApiKeyEnv = Annotated[str | None, typer.Option(help="Environment variable of its key; else OPENAI_API_KEY.")]
+MaxCalls = Annotated[int | None, typer.Option(min=1, help="Requests at most, retries among them.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest reply, 512; models that reason need thousands.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 

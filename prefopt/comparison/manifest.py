@@ -42,6 +42,7 @@ def describe(
         command=tuple(portable(word) for word in command),
         commit=provenance.commit(),
         config=config.model_dump(mode="json"),
+        by_situation=dict(config.reasons),
         seeds=tuple(config.seeds),
         variants=tuple(_variant_facts(config, variant) for variant in config.variants),
         model={"name": portable(config.model.name), **_model_facts(base)},

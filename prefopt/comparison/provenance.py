@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,21 @@ import prefopt
 from prefopt.comparison.feeds import plan_of
 from prefopt.config.schema import Config, Variant
 from prefopt.contract.plugin_files import code_of
+from prefopt.data import local_files, sha256_of
 from prefopt.data.order import pair_order
 from prefopt.model.generate import SAMPLER_VERSION
 from prefopt.prepare.materials import Materials
 from prefopt.runtime.device import device_facts
 from prefopt.storage.conditions import Conditions
-from prefopt.storage.hashing import digest, sha256_file
+from prefopt.storage.hashing import digest
+from prefopt.storage.records import Manifest
 from prefopt.tasks import find_task
 from prefopt.tasks.rewards import RewardedTask, identity
 from prefopt.train.rounds import prompts_of_round
 
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scikit-learn", "safetensors", "bitsandbytes")
 ROOT = Path(prefopt.__file__).resolve().parent
+BY_SITUATION = "by situation"
 # Rooms that start a run, check a loss before it, or read files after it: they cannot change what a run computes.
 READERS = ("__main__.py", "analysis", "cli", "judges", "launch", "report", "selftest", "stats", "testing", "tuning")
 # Of those rooms, what labels the pairs that are trained on.
@@ -119,6 +123,11 @@ def conditions_of(shared: Conditions, config: Config, materials: Materials, vari
     return dataclasses.replace(shared, stream=pool.stream, rounds=rounds, pair_order=None if own else shared.pair_order)
 
 
+# Settings that name files of the user's, by the name under which the manifest has their hashes.
+_FILES = {
+    "source": "data.source", "heldout": "data.heldout", "eval_prompts": "data.eval_prompts",
+    "prompts": "task.prompts", "offpolicy": "pairs.offpolicy",
+}  # fmt: skip
 # What may differ between two invocations: names, what is added, and what changes no run.
 _FREE: dict[str, Any] = {
     "name": True, "seeds": True, "variants": True, "device": True,
@@ -127,8 +136,27 @@ _FREE: dict[str, Any] = {
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """The sections of a configuration on which every run depends."""
-    return config.model_dump(mode="json", exclude=_FREE)
+    """The sections of a configuration on which every run depends.
+
+    What is chosen by situation stands as that: its value follows from the rest. A file of the user's stands as its
+    hash, so that the same data by another path are the same.
+    """
+    return _comparable(config.model_dump(mode="json", exclude=_FREE), config.open_settings, data_files(config))
+
+
+def settings_before(manifest: Manifest) -> dict[str, Any]:
+    """``settings`` as a folder's manifest has them."""
+    return _comparable(manifest.config, manifest.by_situation, manifest.data_files or {})
+
+
+def _comparable(values: Mapping[str, Any], by_situation: Iterable[str], files: Mapping[str, str]) -> dict[str, Any]:
+    comparable = {name: dict(item) if isinstance(item, Mapping) else item for name, item in values.items()}
+    replaced = dict.fromkeys(by_situation, BY_SITUATION)
+    replaced |= {_FILES[name]: f"SHA-256 {sha256}" for name, sha256 in files.items() if name in _FILES}
+    for dotted, value in replaced.items():
+        section, _, key = dotted.partition(".")
+        comparable.setdefault(section, {})[key] = value
+    return comparable
 
 
 def run_key(config: Config, variant: Variant, device: torch.device) -> dict[str, Any]:
@@ -144,11 +172,18 @@ def run_key(config: Config, variant: Variant, device: torch.device) -> dict[str,
         "loss": variant.build().spec(),
         **({"recipe": [variant.recipe.suffix, count]} if variant.recipe.suffix or count else {}),
         "loss_code": loss_code(variant),
-        "learning_rate": config.learning_rate(variant),
+        "learning_rate": _rate(config, variant),
         "code": code_hash(),
         "packages": digest(packages()),
         "device": digest(device_facts(device)),
     }
+
+
+def _rate(config: Config, variant: Variant) -> float | str:
+    """A variant's learning rate, or that it is the one of the situation, before and after that is known."""
+    if variant.learning_rate is None and "train.learning_rate" in config.open_settings:
+        return f"{variant.build().lr_scale:g} x {BY_SITUATION}"
+    return config.learning_rate(variant)
 
 
 def reference_key(config: Config, device: torch.device) -> dict[str, Any]:
@@ -172,10 +207,21 @@ def task_code(config: Config) -> str:
 
 
 def data_files(config: Config) -> dict[str, str]:
-    """Hashes of the user's files, one by one, so that a change can be named."""
-    files = {"source": config.data.source, "heldout": config.data.heldout, "prompts": config.task.prompts}
-    files["offpolicy"] = config.pairs.offpolicy
-    return {field: sha256_file(Path(path)) for field, path in files.items() if path and Path(path).is_file()}
+    """Hashes of the user's files, one by one, so that a change can be named; of a folder, of all that is read of it."""
+    hashes = {}
+    for name, dotted in _FILES.items():
+        section, _, key = dotted.partition(".")
+        source = getattr(getattr(config, section), key)
+        paths = local_files(source)
+        if paths:
+            hashes[name] = _hash_now(source, tuple((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in paths))
+    return hashes
+
+
+@functools.lru_cache(maxsize=64)
+def _hash_now(source: str, files: tuple[tuple[str, int, int], ...]) -> str:
+    """``sha256_of`` of files that are what they were: path, time and size."""
+    return sha256_of(source, tuple(Path(path) for path, _, _ in files))
 
 
 def material_hashes(materials: Materials) -> dict[str, str]:

@@ -103,8 +103,9 @@ def refuse_other_settings(folder: ResultsFolder, config: Config) -> None:
     if before is None:
         _refuse_foreign(folder)
         return
+    stored = provenance.settings_before(before)
     for section, values in provenance.settings(config).items():
-        old = before.config.get(section, {})
+        old = stored.get(section, {})
         _require_same(folder, section, {key: old.get(key, value) for key, value in values.items()}, values)
 
 

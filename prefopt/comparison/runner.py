@@ -16,6 +16,7 @@ from prefopt.comparison import record, resume
 from prefopt.comparison.manifest import beside_earlier, describe
 from prefopt.comparison.seed_group import Partition, SeedGroup
 from prefopt.config.schema import Config
+from prefopt.config.situation import shown
 from prefopt.errors import DataError
 from prefopt.losses import DPO
 from prefopt.prepare.materials import Materials, prepare
@@ -85,6 +86,9 @@ def work(
         resume.mend(folder, config, device, progress)
         if any(resume.missing(folder, config, seed) for seed in config.seeds):
             materials = prepare(config, device, progress)
+            config = materials.config
+            for name, value in shown(config).items():
+                progress.say(f"{name} = {value}")
             _refuse_unfit(folder, config, materials)
             step = _describe(folder, config, materials, command, progress)
             group = SeedGroup(config, step.apply(config.train), materials, folder, progress)
@@ -119,6 +123,13 @@ def _require_scores(config: Config, materials: Materials) -> None:
     reading = [variant.name for variant in config.variants if variant.build().needs_scores]
     pairs = (*materials.train.pairs, *materials.heldout.pairs)
     without = sum(pair.chosen_score is None or pair.rejected_score is None for pair in pairs)
+    ranked = sum((pair.chosen_score or 0) > (pair.rejected_score or 0) for pair in materials.train.pairs)
+    if reading and not without and not ranked:
+        raise DataError(
+            f"error[DATA033] {config.data.source or 'pairs'}: {', '.join(reading)} reads chosen_score and "
+            f"rejected_score, and in none of {len(materials.train.pairs)} training rows chosen has the higher one. "
+            "Fix: mend the scores, or drop the variant. Nothing was written."
+        )
     if reading and without:
         raise DataError(
             f"error[DATA033] {config.data.source or 'pairs'}: {', '.join(reading)} reads chosen_score and "

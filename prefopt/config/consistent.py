@@ -71,6 +71,8 @@ def check_task(config: Config) -> None:
         parse_reward(reward)
     if config.task.name not in ("imdb", "data", "prompts"):
         find_task(config.task.name)
+    if config.train.epochs is not None and "steps" in config.train.model_fields_set:
+        raise ValueError("train.steps and train.epochs are both given; keep one")
     if config.task.name == "data" and not config.data.source:
         raise ValueError("task data needs data.source: give --data FILE")
     if bool(config.task.prompts) != (config.task.name == "prompts"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -13,8 +14,11 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from prefopt.config.schema import Config
+from prefopt.config.unused import refuse_unused
 from prefopt.contract.labels import split_labels
+from prefopt.data.sources import SUFFIXES
 from prefopt.errors import UsageError, did_you_mean
+from prefopt.storage.results import MAX_NAME, is_name
 
 _MAX_FILE_BYTES = 1_000_000
 _MAX_DEPTH = 20
@@ -43,12 +47,6 @@ def load_command(
 
     load_plugins(plugins or [])
     values = {key: value for key, value in overrides.items() if value is not None}
-    if values.get("data.source"):
-        values.setdefault("task.name", "data")
-        values.setdefault("name", Path(str(values["data.source"])).stem)
-    if values.get("task.prompts"):
-        values.setdefault("task.name", "prompts")
-        values.setdefault("name", Path(str(values["task.prompts"])).stem)
     if losses is not None:
         labels = loss_names() if losses.strip() == "all" else split_labels(losses)
         if not labels:
@@ -83,6 +81,20 @@ def load_plugins(plugins: Sequence[str]) -> None:
             load_plugin(plugin)
 
 
+def name_of(source: str) -> str:
+    """A folder's name for the results of a source: its own, without the kinds of files and what no folder can have.
+
+    Example:
+        >>> name_of("data/my pairs (1).jsonl.gz"), name_of("org/set@main:test")
+        ('my-pairs-1', 'set-main-test')
+    """
+    name = Path(source.rstrip("/")).name
+    while Path(name).suffix.lower() in (*SUFFIXES, ".gz"):
+        name = Path(name).stem
+    words = re.sub(r"[^A-Za-z0-9._=+]+", "-", unicodedata.normalize("NFKD", name)).strip("-._=+")
+    return words[:MAX_NAME] if is_name(words[:MAX_NAME]) else "pairs"
+
+
 def load(path: Path | None, overrides: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> Config:
     """Read a TOML file, lay ``overrides`` (dotted keys) over it and ``defaults`` under it, and validate.
 
@@ -99,13 +111,27 @@ def load(path: Path | None, overrides: Mapping[str, Any], defaults: Mapping[str,
         given = values.get(section, {})
         if not (isinstance(given, dict) and key in given):
             _lay(values, dotted, value)
+    _name_own_pairs(values)
     where = str(path) if path else "command line"
     if _depth(values) > _MAX_DEPTH:
         raise UsageError(f"{where}: values are nested more than {_MAX_DEPTH} deep; a setting is a value or a list")
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
     except ValidationError as problem:
         raise UsageError("\n".join(_explain(where, error) for error in problem.errors())) from None
+    refuse_unused(config, where)
+    return config
+
+
+def _name_own_pairs(values: dict[str, Any]) -> None:
+    """Where pairs of the user's own are given, the task is theirs and the results have their name, unless told else."""
+    data, task = values.get("data"), values.get("task", {})
+    source = data.get("source") if isinstance(data, dict) else None
+    prompts = task.get("prompts") if isinstance(task, dict) else None
+    for given, kind in ((source, "data"), (prompts, "prompts")):
+        if isinstance(given, str) and given and isinstance(task, dict):
+            values.setdefault("name", name_of(given))
+            values["task"] = {"name": kind, **values.get("task", {})}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -136,6 +162,9 @@ def _lay(values: dict[str, Any], dotted: str, value: Any) -> None:
     *sections, key = dotted.split(".")
     if not all((*sections, key)):
         raise UsageError(f"--set {dotted}: write section.key=value")
+    top = Config.model_fields.get(sections[0]) if sections else None
+    if top is not None and not _is_section(top.annotation):
+        raise UsageError(f"--set {dotted}: {sections[0]} is not a section")
     at = values
     for section in sections:
         at = at.setdefault(section, {})

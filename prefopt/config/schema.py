@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from prefopt.config.consistent import check_recipe, check_task, check_tuning, check_variants
+from prefopt.config.open_settings import OpenSettings
+from prefopt.config.sections import Pairs, Rounds
 from prefopt.config.strict import Count, Place, Positive, Seed, Strict
 from prefopt.config.tune import Tune
 from prefopt.config.variant import Variant, swept_variants
@@ -53,18 +55,21 @@ class Data(Strict):
     """Your own pairs.
 
     Attributes:
-        source: A local JSONL, JSON, CSV or Parquet file, or a hub dataset ``org/name[@revision][:split]``.
+        source: A local file (JSON, JSONL, CSV, TSV, Parquet, Arrow), a folder of them, a saved dataset, or a hub
+            dataset ``org/name[@revision][:split]``.
         heldout: Held-out pairs, in the same forms; empty to split them off ``source`` by prompt.
-        heldout_share: The share of prompts that is split off.
+        heldout_share: The share of prompts that is split off; by situation a tenth, more where that is too few.
+        eval_prompts: Prompts to sample on, in the same forms; empty for those of the held-out pairs.
         on_bad_rows: ``refuse`` to stop at bad rows, ``drop`` to count and leave them out.
         max_length: Most tokens of prompt and response together; longer responses are cut and counted.
-        column_map: Names of your columns by ours, such as ``{prompt = "question"}``.
+        column_map: Names of your columns by ours, such as ``{prompt = "question"}``; ``-`` for one to leave out.
         dedup: Leave out rows that repeat an earlier one.
     """
 
     source: Place = ""
     heldout: Place = ""
     heldout_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    eval_prompts: Place = ""
     on_bad_rows: Literal["refuse", "drop"] = "refuse"
     max_length: Positive = 1024
     column_map: dict[str, str] = Field(default_factory=dict)
@@ -72,71 +77,33 @@ class Data(Strict):
 
 
 class Sft(Strict):
-    """The fine-tune of the base that makes the reference; ``steps = 0`` uses the base itself."""
+    """The fine-tune of the base that makes the reference.
 
+    Attributes:
+        on: ``texts`` of the task, or the ``chosen`` responses of your pairs, as the DPO paper (section 4) does where
+            pairs are not the model's own.
+        steps: Optimizer steps; 0 uses the base itself. Where it is not given: 40 for the embedded model on its task, an
+            epoch on chosen responses, and else 0.
+        texts_per_step: Texts, or chosen responses, of one step.
+        text_tokens: Tokens that a text is cut to.
+        learning_rate: Of AdamW, falling linearly to zero; on chosen responses that of ``train`` by situation.
+    """
+
+    on: Literal["texts", "chosen"] = "texts"
     steps: Count | None = None
     texts_per_step: Positive = 12
     text_tokens: Positive = 64
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
 
 
-class Pairs(Strict):
-    """Preference pairs made on-policy: responses of the reference, labelled by the gold reward.
-
-    Attributes:
-        prompts: Prompts that training pairs are made for.
-        heldout_prompts: Prompts of held-out pairs.
-        samples: Responses for each prompt; all their pairs are labelled.
-        max_new_tokens: Longest response, in tokens.
-        temperature: Sampling temperature.
-        labels: ``bradley-terry`` draws each label from sigmoid(scale * reward difference); ``argmax`` takes the larger.
-        scale: Multiplies the reward difference; at 3 the embedded task has about one label in eight against the reward.
-        label_noise: Share of the training labels that is flipped afterwards.
-        seed: Of sampling and labels. The pairs are made once, for every seed of the comparison.
-        offpolicy: Pairs of another policy, in the forms of ``data.source``, for variants that ask for ``@offpolicy``.
-        reward: Labels the pairs in place of the task's reward, which then evaluates alone; in the same forms.
-    """
-
-    prompts: Positive = 128
-    heldout_prompts: Positive = 16
-    samples: Annotated[int, Field(ge=2, le=64)] = 4
-    max_new_tokens: Positive = 24
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    labels: Literal["bradley-terry", "argmax"] = "bradley-terry"
-    scale: Annotated[float, Field(gt=0)] = 3.0
-    label_noise: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    seed: Seed = 0
-    offpolicy: Place = ""
-    reward: Place = ""
-
-
-class Rounds(Strict):
-    """Rounds in which each policy answers prompts, its answers are labelled, and it trains on them.
-
-    Attributes:
-        count: How many for a variant that does not say so itself, as ``dpo@3rounds`` does; 0 for none: it trains on
-            responses of the reference. As many as there are steps is online feedback, a step a round.
-        prompts: Prompts of a round; ``auto`` spreads ``pairs.prompts`` over the rounds, so that a variant in rounds
-            generates as much as one without.
-        label: What labels the answers: ``reward``, or a judge (``lm:MODEL``, ``openai:NAME``), asked in both orders;
-            a tie is a pair of weight 0. Verdicts are kept and not asked for twice.
-        base_url: The address of the server of an ``openai`` judge.
-        key_variable: The environment variable that holds its key.
-        max_calls: Requests to it at most; none is sent beyond.
-        reference: Whether log-ratios stay against the first policy, or are against the one that began the round.
-    """
-
-    count: Count = 0
-    prompts: Positive | Literal["auto"] = "auto"
-    label: Place = "reward"
-    base_url: str = ""
-    key_variable: str = "OPENAI_API_KEY"
-    max_calls: Positive | None = None
-    reference: Literal["first", "previous"] = "first"
-
-
 class Lora(Strict):
-    """The adapter, one shape for every run."""
+    """The adapter, one shape for every run.
+
+    Attributes:
+        rank: Of the two matrices that are trained beside each target.
+        alpha: Their product is multiplied by alpha / rank.
+        targets: Layers that get an adapter: ``all-linear``, or names as PEFT takes them.
+    """
 
     rank: Positive = 16
     alpha: Annotated[float, Field(gt=0)] = 32.0
@@ -147,10 +114,13 @@ class Train(Strict):
     """The shared training loop.
 
     Attributes:
-        steps: Optimizer steps.
+        steps: Optimizer steps; by situation as many as ``epochs`` are.
+        epochs: Passes over the training pairs, instead of ``steps``; one by situation.
         pairs_per_step: Pairs of one optimizer step.
-        learning_rate: Peak rate of AdamW; a loss's ``lr_scale`` multiplies it, a variant's own rate replaces it.
-        warmup_steps: Linear warm-up; then ``schedule``, ``constant`` or ``linear`` or ``cosine`` to zero.
+        learning_rate: Peak rate of AdamW; a loss's ``lr_scale`` multiplies it, a variant's own rate replaces it. By
+            situation one for LoRA on a model of that size.
+        warmup_steps: Steps in which the rate rises to its peak.
+        schedule: What follows: ``constant``, or ``linear`` or ``cosine`` to zero.
         weight_decay: AdamW's decoupled decay.
         max_grad_norm: Each run's gradient is clipped to this norm.
         optimizer: ``adamw``, or bitsandbytes' ``adamw8bit`` or ``paged_adamw8bit``.
@@ -158,13 +128,15 @@ class Train(Strict):
             for rounding.
         stack: Adapters of one forward pass, or ``auto``: 1 on a CPU, as many as help on CUDA.
         checkpointing: Recompute activations in the backward pass: ``auto`` only where memory asks for it.
-        eval_every: Steps between held-out evaluations; they also take place at step 0 and at the end.
+        eval_every: Steps between held-out evaluations; they also take place at step 0 and at the end. By situation an
+            eighth of the steps, and at least 16.
         log_every: Steps between synchronisations with the device.
         checkpoint_every: Steps between checkpoints; there is one after the last step, too. ``auto`` takes one when
             a minute has passed since the last. Changes nothing in what a run computes.
     """
 
     steps: Positive = 48
+    epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
     pairs_per_step: Positive = 8
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1.5e-3
     warmup_steps: Count = 5
@@ -184,9 +156,10 @@ class Evaluation(Strict):
     """What trained policies are asked.
 
     Attributes:
-        prompts: Evaluation prompts, from texts that give no training or held-out pair.
+        prompts: Evaluation prompts: of texts that give no training or held-out pair, or, with your pairs, the held-out
+            ones or those of ``data.eval_prompts``. By situation as many as it takes to see 5 points.
         samples: Responses for each prompt, seed and policy.
-        max_new_tokens: Longest response, in tokens.
+        max_new_tokens: Longest response, in tokens; by situation as long as 95 % of the chosen ones, and at most 512.
         temperature: Sampling temperature; the KL is that of the policy at temperature 1.
         best_of: Further responses of the reference to each prompt, from which the reward of the best of n is read; 0
             reads it from the ``samples``.
@@ -209,8 +182,12 @@ class Evaluation(Strict):
     part: Literal["test", "validation"] = "test"
 
 
-class Config(Strict):
-    """A whole comparison."""
+class Config(Strict, OpenSettings):
+    """A whole comparison.
+
+    With pairs of the user's own, settings of ``SITUATIONAL`` that were not given are open until ``settle`` of
+    ``config/situation.py`` has seen the pairs and the model; what they hold before is the embedded experiment's.
+    """
 
     name: str = "imdb"
     seeds: tuple[Seed, ...] = (0, 1, 2)

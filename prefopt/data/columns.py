@@ -15,6 +15,7 @@ from prefopt.data.problems import RowError, refuse, show
 
 COLUMNS = ("prompt", "system", "input", "chosen", "rejected", "chosen_score", "rejected_score")
 NONE = "-"  # in a column map: the source has no such column, or one that is to be left out
+PROMPT_COLUMNS = ("prompt", "system", "input")
 _STANDARD = {
     **{name: name for name in COLUMNS if name != "input"},  # input belongs to instruction, or has to be named
     "system_prompt": "system",
@@ -24,10 +25,16 @@ _STANDARD = {
 # Names that other data sets give the three columns; only ever suggested, never assumed.
 _KNOWN_NAMES = {
     "prompt": ("question", "instruction", "input", "query", "messages", "context", "conversations", "conversation",
-               "dialogue", "history", "problem", "user", "human", "post", "article", "source", "task"),
+               "dialogue", "history", "problem", "human", "post", "article"),
     "chosen": ("response_j", "accepted", "preferred", "winner", "answer_chosen", "chosen_response", "response_chosen"),
     "rejected": ("response_k", "dispreferred", "loser", "answer_rejected", "rejected_response", "response_rejected"),
 }  # fmt: skip
+# Words of names that may be the prompt's, and words that make them something else, such as prompt_id.
+_PROMPT_WORDS = {"prompt", "prompts", "question", "questions", "instruction", "instructions", "query", "input",
+                 "inputs", "message", "messages", "conversation", "conversations", "dialogue", "dialog", "chat",
+                 "context", "problem"}  # fmt: skip
+_OTHER_WORDS = {"id", "ids", "idx", "index", "len", "length", "tokens", "type", "kind", "source", "category", "topic",
+                "lang", "language", "model", "hash", "score", "rating", "count", "num", "n", "difficulty"}  # fmt: skip
 _CHATS = ("messages", "conversations", "conversation")
 # Columns that change what a row means, and that pairs of text have no place for.
 _MEANING = ("input", "history", "tools", "images", "image", "videos", "audios")
@@ -92,7 +99,7 @@ class Columns:
         Raises:
             DataError: If a column may be the prompt and need not.
         """
-        like = [key for key in others if _plain(key) in _KNOWN_NAMES["prompt"]]
+        like = [key for key in others if _may_be_prompt(key, [row.get(key) for row in rows])]
         if set(like) <= {"instruction", "input", "history"} and "instruction" in like:
             self.names |= {
                 key: standard for key, standard in (("instruction", "prompt"), ("input", "input")) if key in like
@@ -106,12 +113,11 @@ class Columns:
             self.has_prompt = True
         elif like:
             key = like[0]
-            raise refuse(source, 0, RowError(
-                "DATA003",
-                f"the column {' or '.join(show(name) for name in like)} may be the prompt, and none is called so",
-                field="prompt",
-                fix=f"pass --column-map prompt={key}, or prompt={NONE} where chosen and rejected begin with the prompt",
-            ))  # fmt: skip
+            names = " or ".join(show(name) for name in like)
+            named = f"pass --column-map prompt={key}" if key.isprintable() else "rename it"
+            fix = f"{named}, or prompt={NONE} where chosen and rejected begin with the prompt"
+            what = f"the column {names} may be the prompt, and none is called so"
+            raise refuse(source, 0, RowError("DATA003", what, field="prompt", fix=fix))
 
     def check(self, row: Row) -> None:
         """Refuse names that cannot be written down, and two names of one standard column.
@@ -176,6 +182,28 @@ def _refuse_lookalikes(source: str, others: Sequence[str], present: set[str]) ->
             message = f"the column {show(key)} looks like {standard} and is not spelled so"
             fix = f"rename it, or pass --column-map {standard}={key}" if key.isprintable() else "rename it"
             raise refuse(source, 0, RowError("DATA003", message, field=standard, fix=fix))
+
+
+def _may_be_prompt(name: str, values: Sequence[Any]) -> bool:
+    """Whether a column could hold what is asked, by its name and by what the first rows have there."""
+    plain = _plain(name)
+    texts = [value for value in values if isinstance(value, str | list | dict) and value]
+    if plain in _KNOWN_NAMES["prompt"]:
+        return bool(texts)
+    words = set(plain.split("_"))
+    differ = len(texts) < 3 or any(value != texts[0] for value in texts)
+    return bool(texts) and differ and bool(words & _PROMPT_WORDS) and not words & _OTHER_WORDS
+
+
+def prompt_columns(names: Sequence[str]) -> dict[str, str]:
+    """The names of prompt, system and input in a source that has no responses, as far as they are clear."""
+    found = {standard: key for key in names if (standard := _STANDARD.get(key)) in ("prompt", "system")}
+    like = [key for key in names if _plain(key) in _KNOWN_NAMES["prompt"]]
+    if "prompt" not in found and "instruction" in like:
+        found |= {"prompt": "instruction"} | ({"input": "input"} if "input" in like else {})
+    elif "prompt" not in found and len(like) == 1:
+        found["prompt"] = like[0]
+    return found
 
 
 def _is_prompt(rows: Sequence[Row], name: str) -> bool:

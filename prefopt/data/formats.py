@@ -18,7 +18,7 @@ ROLE_OF = {
     "model": "assistant", "bot": "assistant", "system": "system", "tool": "tool", "observation": "tool",
 }  # fmt: skip
 _MESSAGE_KEYS = ({"role", "content"}, {"from", "value"})
-_REPR = ("[{'", "{'", '[{"role": \'', "[Message(")
+_REPR = ("[{'", "{'", '[{"role": \'', "[Message(", "array([{'", "[OrderedDict(", "(Message(")
 _ONE_ROW_EACH = "give each of them a row of its own; pandas: frame.explode({name!r})"
 
 # Columns that only another format has, its name, and how it becomes chosen and rejected.
@@ -43,7 +43,9 @@ _OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("a", "b", "verdict"), "verdicts on samples, as prefopt judge writes them",
      "that file is for prefopt judge --judge file:PATH; as pairs, chosen is the text that the verdict names"),
     (("completion",), "one completion for each prompt (a fine-tuning set)", "a second, worse response is missing"),
-    (("output",), "one output for each instruction (a fine-tuning set)", "a second, worse response is missing"),
+    (("output",), "one output for each instruction (a fine-tuning set)",
+     "a second, worse response is missing; where output is a list of two, chosen = row['output'][0] and rejected = "
+     "row['output'][1]"),
     (("text",), "plain text (a pre-training or fine-tuning set)", "two responses to one prompt are wanted"),
 )  # fmt: skip
 
@@ -108,11 +110,11 @@ def _chat_in_text(text: str, name: str) -> Any:
         RowError: For messages as Python shows them, which no other program reads.
     """
     start = text[:400].lstrip()
-    if not start.startswith(("[", "{")):
-        return text
-    if start.startswith(_REPR) and any(f"'{key}'" in start for keys in _MESSAGE_KEYS for key in keys):
+    if start.startswith(_REPR) and any(key in start for keys in _MESSAGE_KEYS for key in keys):
         fix = f"write the column as JSON (json.dumps(row[{name!r}])), or save the rows as JSONL or Parquet"
         raise RowError("DATA006", "the messages are written as Python shows a list, not as JSON", field=name, fix=fix)
+    if not start.startswith(("[", "{")):
+        return text
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -185,12 +185,31 @@ def _object_rows(text: str, position: int, data: bytes, max_row_bytes: int) -> R
             return
         value, end = None, 0
     if _skip(text, end) < len(text):
-        yield from read_jsonl(io.BytesIO(data), max_row_bytes)
+        if "\n" in text[position:end]:
+            yield from _objects_in_turn(text, position)
+        else:
+            yield from read_jsonl(io.BytesIO(data), max_row_bytes)
         return
     try:
         yield from enumerate(rows_of_object(value), start=1)
     except RowError as problem:
         yield 0, problem
+
+
+def _objects_in_turn(text: str, position: int) -> Rows:
+    """Objects one after the other, each over several lines, as jq writes them; a row is named by its first line."""
+    while position < len(text):
+        line = text.count("\n", 0, position) + 1
+        try:
+            value, position = _decode_json(text, position)
+            yield line, _object(value)
+        except RowError as problem:
+            yield (
+                line,
+                RowError(problem.code, str(problem), fix=PARTIAL if problem.code == "DATA008" else "mend the row"),
+            )
+            return
+        position = _skip(text, position)
 
 
 def rows_of_object(value: Row) -> list[Row | RowError]:
@@ -207,6 +226,8 @@ def rows_of_object(value: Row) -> list[Row | RowError]:
         raise RowError("DATA008", f"the file holds several lists: {names}", fix="save the one to train on alone")
     if set(value) >= {"columns", "data"} and isinstance(value["data"], list):  # pandas, orient="split"
         return [dict(zip(value["columns"], items, strict=True)) for items in value["data"]]
+    if value and all(key.isdecimal() and isinstance(item, dict) for key, item in value.items()):  # orient="index"
+        return [_row_or_error(item) for item in value.values()]
     columns = [_column(item) for item in value.values()]
     if all(column is not None for column in columns):
         sizes = {len(column) for column in columns if column is not None}

@@ -96,9 +96,9 @@ def kind_of(path: Path) -> str:
 def local_files(source: str) -> tuple[Path, ...]:
     """The files that a local source is read from; empty for the hub, or where there is none."""
     path = Path(source)
-    if path.is_dir():
-        return _chosen_files(source, path)[0]
-    return (path,) if source and path.is_file() else ()
+    if not source or not path.exists():
+        return ()
+    return _chosen_files(source, path)[0] if path.is_dir() else (path,)
 
 
 def sha256_of(source: str, files: tuple[Path, ...]) -> str:

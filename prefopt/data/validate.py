@@ -76,6 +76,23 @@ def make_pair(columns: Mapping[str, Any], *, has_prompt: bool, max_row_bytes: in
     )
 
 
+def check_prompt(columns: Mapping[str, Any]) -> Text:
+    """The prompt of a row that has no responses; ``columns`` are prompt, system and input, as for ``make_pair``.
+
+    Raises:
+        RowError: If the row cannot be used.
+    """
+    prompt = _text(columns, "prompt")
+    if columns.get("input"):
+        prompt = _with_input(prompt, _text(columns, "input"))
+    _check_not_empty(prompt, "prompt")
+    if columns.get("system"):
+        prompt, _, _ = _with_system(columns, prompt, "", "")
+    if not isinstance(prompt, str):
+        _check_roles(prompt)
+    return prompt
+
+
 def _with_input(prompt: Text | None, extra: Text) -> Text:
     """Alpaca's instruction and input, as LLaMA-Factory joins them."""
     if not isinstance(prompt, str) or not isinstance(extra, str):
@@ -102,20 +119,6 @@ def _with_system(columns: Mapping[str, Any], prompt: Text, chosen: Text, rejecte
     elif prompt[0].content != text:
         raise RowError("DATA025", "differs from the system message of the prompt", field="system")
     return prompt, chosen, rejected
-
-
-def check_prompt(columns: Mapping[str, Any]) -> Text:
-    """The field ``prompt`` of a row without responses: a text that is not empty, or messages that end with a user's.
-
-    Raises:
-        RowError: For anything else.
-    """
-    prompt = _text(columns, "prompt")
-    if isinstance(prompt, str):
-        _check_not_empty(prompt, "prompt")
-    else:
-        _check_roles(prompt)
-    return prompt
 
 
 def _contents(value: Text) -> list[str]:

@@ -14,6 +14,7 @@ from prefopt.judges.imported import FileJudge
 from prefopt.judges.replies import parse_reply
 from prefopt.judges.request import KINDS, JudgeRequest, Limits, parse_spec
 from prefopt.storage.schema import ORACLE
+from prefopt.tasks import load_task
 from prefopt.tasks.base import Task
 
 __all__ = [
@@ -27,11 +28,31 @@ __all__ = [
     "PointwiseJudge",
     "Shown",
     "Verdict",
+    "check_judge",
     "make_judge",
     "parse_reply",
     "parse_spec",
     "question_text",
 ]
+
+
+def check_judge(request: JudgeRequest) -> None:
+    """Make sure that a judge can be had, as far as that shows without asking it anything.
+
+    Raises:
+        PrefoptError: If it cannot.
+    """
+    kind, subject = parse_spec(request.spec)
+    if kind == "openai":
+        judge = make_judge(request, task=lambda: load_task("data"))
+        if isinstance(judge, EndpointJudge):
+            judge.__exit__(None, None, None)
+    elif kind in ("rm", "lm"):
+        from prefopt.model.source import local_folder
+
+        local_folder(subject)
+    elif kind == "file" and not Path(subject).is_file():
+        raise UsageError(f"--judge {request.spec}: there is no such file")
 
 
 def make_judge(request: JudgeRequest, *, task: Callable[[], Task]) -> PairwiseJudge | PointwiseJudge:
@@ -49,7 +70,9 @@ def make_judge(request: JudgeRequest, *, task: Callable[[], Task]) -> PairwiseJu
         return FileJudge(Path(subject))
     if kind == "openai":
         if not request.base_url:
-            raise UsageError(f"--judge {request.spec}: needs --base-url, such as https://api.openai.com/v1")
+            raise UsageError(
+                f"--judge {request.spec}: needs --base-url or $OPENAI_BASE_URL, such as https://api.openai.com/v1"
+            )
         key = key_from_environment(request.key_variable)
         return EndpointJudge(subject, base_url=request.base_url, key=key, limits=request.limits)
     if kind == ORACLE:

@@ -31,9 +31,11 @@ class FileJudge:
     def __init__(self, path: Path) -> None:
         self.name = f"file:{path.stem}"
         self.calls = 0
+        self._path = path
         self._known: dict[Shown, list[float | None]] = {}
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            # Only a line feed ends a line: texts may hold what Unicode calls a line separator.
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
             self.fingerprint = digest(["file", sha256_file(path)])
         except (OSError, UnicodeDecodeError) as problem:
             raise DataError(f"{path}: cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
@@ -41,6 +43,18 @@ class FileJudge:
             if line.strip():
                 question, verdict = _read(line, f"{path.name}:{number}")
                 self._known.setdefault(question, []).append(verdict)
+
+    def require_any(self, questions: Sequence[Shown]) -> None:
+        """Refuse a file of which not one line is on these comparisons.
+
+        Raises:
+            DataError: Naming the file, and what would make it match.
+        """
+        if not any(self.holds(question) for question in questions):
+            raise DataError(
+                f"{self._path}: none of its {len(self._known)} comparisons is one of this folder's {len(questions)}: "
+                "write the texts with prefopt judge FOLDER --judge ... --questions FILE, and change only verdict"
+            )
 
     def holds(self, question: Shown) -> bool:
         """Whether the file has a line on this comparison, in either order."""

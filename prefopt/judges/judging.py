@@ -30,7 +30,7 @@ from prefopt.judges.questions import Questions, questions, to_ask, write_questio
 from prefopt.judges.request import JudgeRequest
 from prefopt.judges.tables import first_wins, judgements, position, verdict_table
 from prefopt.runtime.progress import Progress
-from prefopt.storage.cache import cache_dir
+from prefopt.storage.cache import cache_dir, require_writable
 from prefopt.storage.durable import write_bytes
 from prefopt.storage.formats import write_frame, write_json, write_text
 from prefopt.storage.hashing import seal
@@ -108,15 +108,21 @@ def plan(request: JudgeRequest) -> Plan:
         return _plan(judge, comparisons, cache)
 
 
-def write_blank(request: JudgeRequest, path: Path) -> int:
-    """Write the comparisons as JSONL for people or other tools to fill in, and return their number.
+def write_blank(request: JudgeRequest, path: Path, sample: int | None = None) -> int:
+    """Write the comparisons as JSONL for people or other tools to fill in; how many lines there are.
+
+    Args:
+        request: Names the folder and the comparisons.
+        path: The file to write.
+        sample: So many of them, drawn evenly; all without.
 
     Raises:
         PrefoptError: If the folder has nothing to judge, or the file cannot be written.
     """
     comparisons = questions(ResultsFolder(request.root), pairs=request.pairs, prompts=request.prompts)
-    write_bytes(path, write_questions(comparisons).encode("utf-8"))  # verdicts are looked up by these very texts
-    return len(comparisons.frame)
+    text = write_questions(comparisons, sample)
+    write_bytes(path, text.encode("utf-8"))  # verdicts are looked up by these very texts
+    return text.count("\n")
 
 
 @contextmanager
@@ -126,7 +132,7 @@ def _opened(request: JudgeRequest) -> Iterator[tuple[ResultsFolder, Questions, J
     comparisons = questions(folder, pairs=request.pairs, prompts=request.prompts)
     judge = make_judge(request, task=lambda: _task(folder, request.device))
     connections = judge if isinstance(judge, AbstractContextManager) else nullcontext()
-    with connections, closing(Cache(cache_dir() / "judgements.sqlite")) as cache:
+    with connections, closing(Cache(require_writable() / "judgements.sqlite")) as cache:
         yield folder, comparisons, judge, cache
 
 
@@ -153,6 +159,7 @@ def _plan(judge: Judge, comparisons: Questions, cache: Cache) -> Plan:
         texts = comparisons.samples[["prompt", "response"]].drop_duplicates()
         return Plan(judge.name, count, {"texts": len(texts)}, 0)
     if isinstance(judge, FileJudge):
+        judge.require_any(comparisons.shown())
         there = sum(judge.holds(question) for question in comparisons.shown() if question.first != question.second)
         return Plan(judge.name, count, {"comparisons in the file": there}, 0)
     wanted = to_ask(comparisons)
@@ -206,6 +213,8 @@ def judge_folder(
 
 def _by_verdicts(judge: PairwiseJudge, comparisons: Questions, cache: Cache, progress: Progress) -> Findings:
     """What a judge of two responses says."""
+    if isinstance(judge, FileJudge):
+        judge.require_any(comparisons.shown())
     wanted = to_ask(comparisons, with_controls=not isinstance(judge, FileJudge))
     verdicts = collect(judge, wanted, cache, progress)
     table = verdict_table(comparisons, verdicts)

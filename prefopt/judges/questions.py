@@ -91,10 +91,19 @@ def to_ask(questions: Questions, *, with_controls: bool = True) -> list[Shown]:
     return list(both_orders)
 
 
-def write_questions(questions: Questions) -> str:
-    """JSONL for people or other tools to fill in; every other line has the variant first, unmarked."""
+def write_questions(comparisons: Questions, sample: int | None = None) -> str:
+    """JSONL for people or other tools to fill in; which text is the variant's alternates and is not said.
+
+    Args:
+        comparisons: From ``questions``.
+        sample: So many of them, in an order that is even over variants, seeds and prompts; all without.
+    """
+    every = to_ask(comparisons, with_controls=False)[::2]
+    if sample is not None and sample < len(every):
+        # Comparisons stand by variant, seed and prompt: equal steps through them leave none of these out.
+        every = [every[i] for i in np.linspace(0, len(every) - 1, sample).round().astype(int)]
     lines = []
-    for number, question in enumerate(to_ask(questions, with_controls=False)[::2]):
+    for number, question in enumerate(every):
         shown = question if number % 2 else question.swapped()
         lines.append({"prompt": shown.prompt, "a": shown.first, "b": shown.second, "verdict": None})
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -151,7 +151,7 @@ class Supervisor:
         return Request(
             events=messages,
             lock=self.descriptor,
-            config=self.config.model_dump(),
+            config=self.config.model_dump(exclude_unset=True),  # what is not given is chosen by situation there, too
             results=str(self.results),
             command=list(self.command),
             plugins=list(self.plugins),

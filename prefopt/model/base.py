@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
@@ -65,6 +66,13 @@ class Base:
         """(V, d) weights of the language-model head."""
         weight: Tensor = self.model.get_output_embeddings().weight
         return weight
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model itself, those of quantized weights counted as they were before."""
+        kept = [p for name, p in self.model.named_parameters() if p.device.type != "meta" and "lora" not in name]
+        shapes = [getattr(getattr(p, "quant_state", None), "shape", None) or p.shape for p in kept]
+        return sum(int(np.prod(tuple(shape))) for shape in shapes)
 
     @property
     def eos(self) -> int:

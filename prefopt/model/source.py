@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 import re
 import warnings
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 import transformers
 
@@ -39,6 +41,16 @@ def local_folder(name: str) -> str:
     if path.is_dir():
         return str(path)
     return fetch(name)
+
+
+def parameters_of(folder: Path) -> int:
+    """Parameters in a folder's safetensors, read from their headers."""
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safetensors.safe_open(path, framework="np") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 - no mapping
+        total += sum(math.prod(shape) for shape in shapes)
+    return total
 
 
 def _embedded_file() -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from prefopt.config.schema import Config
+from prefopt.config.situation import settle_epochs
 from prefopt.data import TokenPair, hash_ids, require_enough
 from prefopt.evaluate.samples import Prompts
 from prefopt.model.adapted import AdaptedModel
@@ -17,10 +18,10 @@ from prefopt.model.base import Base
 from prefopt.prepare.onpolicy import sampled_pairs
 from prefopt.prepare.own_pairs import own_pairs, read_pairs
 from prefopt.prepare.pool import Pool, make_pool, needs_pool
-from prefopt.prepare.reference import load_reference
+from prefopt.prepare.reference import Lessons, load_model, make_reference
 from prefopt.prepare.task import Tasks, load_tasks
 from prefopt.runtime.progress import Progress
-from prefopt.storage.cache import cache_dir
+from prefopt.storage.cache import require_writable
 from prefopt.storage.hashing import digest
 from prefopt.tasks.base import Task
 from prefopt.tasks.rewards import RewardedTask
@@ -33,6 +34,7 @@ class Materials:
     """Everything that all runs share.
 
     Attributes:
+        config: The comparison, with every setting that follows from model and pairs decided.
         model: The reference as the base, with room for one adapter a variant and one that stays zero.
         task: Where prompts and rewards come from.
         train: Training pairs with their reference log-probabilities.
@@ -46,6 +48,7 @@ class Materials:
         pool: What builders, losses of groups and rounds work on; None where no variant needs it.
     """
 
+    config: Config
     model: AdaptedModel
     task: Task
     train: PairSet
@@ -74,17 +77,23 @@ class Materials:
 
 def prepare(config: Config, device: torch.device, progress: Progress) -> Materials:
     """Load the task, the reference and the pairs, and score the pairs under the reference."""
-    cache = cache_dir()
+    cache = require_writable()
     own = read_pairs(config, progress) if config.data.source else None
     tasks = load_tasks(config, device, progress)
-    model = _load_model(config, tasks.prompts, device, cache, progress)
+    base = load_model(config, device, progress.stage)
     if own is None:
+        model = _adapted(config, base, Lessons.of_texts(config, tasks.prompts), cache, progress)
         pairs = sampled_pairs(config, model, tasks, cache, progress)
+        config = settle_epochs(config, len(pairs.train))
     else:
-        pairs = own_pairs(config, own, model.base, progress)
+        config, pairs = own_pairs(own, base, progress)
+        chosen = config.sft.on == "chosen"
+        lessons = Lessons.of_chosen(config, pairs.train) if chosen else Lessons.of_texts(config, tasks.prompts)
+        model = _adapted(config, base, lessons, cache, progress)
     require_enough(len(pairs.train), config.train.pairs_per_step)
     progress.stage("scoring the pairs under the reference", 0, 1)
     return Materials(
+        config=config,
         model=model,
         task=tasks.gold,
         train=_scored(model.base, pairs.train, cache),
@@ -98,12 +107,12 @@ def prepare(config: Config, device: torch.device, progress: Progress) -> Materia
     )
 
 
-def _load_model(config: Config, task: Task, device: torch.device, cache: Path, progress: Progress) -> AdaptedModel:
+def _adapted(config: Config, base: Base, lessons: Lessons, cache: Path, progress: Progress) -> AdaptedModel:
     """The reference, with one adapter for each variant and one that stays zero."""
-    base = load_reference(config, task, device, cache, progress.stage)
+    base = make_reference(config, base, lessons, cache, progress.stage)
     if not base.packed:
         progress.say(f"plain path, each response in a padded row of its own: {base.why_plain}")
-    return AdaptedModel.wrap(base, config.lora, size=together(len(config.variants), device) + 1)
+    return AdaptedModel.wrap(base, config.lora, size=together(len(config.variants), base.device) + 1)
 
 
 def _scored(base: Base, pairs: Sequence[TokenPair], cache: Path) -> PairSet:

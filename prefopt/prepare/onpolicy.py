@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from prefopt.config.schema import Config, Pairs
+from prefopt.config.schema import Config
+from prefopt.config.sections import Pairs
 from prefopt.data import TokenPair
 from prefopt.data.builders import Labelling, preferences
 from prefopt.data.types import TokenGroup

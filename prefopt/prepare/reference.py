@@ -1,14 +1,15 @@
-"""The reference policy: a short fine-tune of the base on texts of the task, merged, made once and cached."""
+"""The reference policy: the base, or a fine-tune of it on texts of the task or chosen responses, merged and cached."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from prefopt.config.schema import Config, Sft
+from prefopt.data import TokenPair, hash_ids, pair_order
 from prefopt.model.adapted import AdaptedModel, one
 from prefopt.model.base import Base, load_base
 from prefopt.model.logps import scored_logps
@@ -19,8 +20,52 @@ from prefopt.storage.hashing import digest
 from prefopt.tasks.base import Task
 
 
-def load_reference(
-    config: Config, task: Task, device: torch.device, cache: Path, progress: Callable[[str, int, int], None]
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """What the reference is fine-tuned on.
+
+    Attributes:
+        key: Changes whenever a row would.
+        rows: The rows of each step, for the base that tokenises them.
+    """
+
+    key: str
+    rows: Callable[[Base], list[list[Row]]]
+
+    @classmethod
+    def of_texts(cls, config: Config, task: Task) -> Lessons:
+        """Texts of the task, each learnt from its second token on."""
+        sft = config.sft
+
+        def rows(base: Base) -> list[list[Row]]:
+            whole = _text_rows(base, task.sft_texts(config.sft_steps * sft.texts_per_step, seed=0), sft)
+            return [whole[start : start + sft.texts_per_step] for start in range(0, len(whole), sft.texts_per_step)]
+
+        return cls(task.fingerprint, rows)
+
+    @classmethod
+    def of_chosen(cls, config: Config, pairs: Sequence[TokenPair]) -> Lessons:
+        """The chosen responses of the training pairs, each learnt after its prompt (DPO paper, section 4)."""
+        order = pair_order(len(pairs), seed=0, steps=config.sft_steps, pairs_per_step=config.sft.texts_per_step)
+        rows = [[Row(pairs[i].prompt_ids, (pairs[i].chosen_ids,)) for i in step] for step in order.tolist()]
+        return cls(digest([hash_ids(pairs), order.tolist()]), lambda base: rows)
+
+
+def tunes(config: Config) -> bool:
+    """Whether the reference is a fine-tuned base."""
+    return config.sft.on == "chosen" or config.sft_steps > 0
+
+
+def load_model(config: Config, device: torch.device, progress: Callable[[str, int, int], None]) -> Base:
+    """The base as the reference needs it: a fine-tune works on weights that are not quantized."""
+    settings = config.model
+    progress("loading the model", 0, 1)
+    quantization = "none" if tunes(config) else settings.quantization
+    return load_base(settings.name, dtype=settings.dtype, quantization=quantization, device=device)
+
+
+def make_reference(
+    config: Config, base: Base, lessons: Lessons, cache: Path, progress: Callable[[str, int, int], None]
 ) -> Base:
     """The model that all runs start from and are compared with.
 
@@ -29,22 +74,19 @@ def load_reference(
 
     Args:
         config: The comparison.
-        task: Gives the texts.
-        device: Where the model goes.
+        base: From ``load_model``.
+        lessons: What it is fine-tuned on.
         cache: The cache folder.
         progress: Called with what is done, the step and the number of steps.
     """
-    settings = config.model
     if config.sft_steps == 0:
-        progress("loading the model", 0, 1)
-        return load_base(settings.name, dtype=settings.dtype, quantization=settings.quantization, device=device)
-    progress("loading the model", 0, 1)
-    base = load_base(settings.name, dtype=settings.dtype, device=device)
-    lora = config.lora.model_dump()
-    key = digest([base.hash, config.sft.model_dump(), config.sft_steps, lora, task.fingerprint, device.type])
+        return base
+    settings, device = config.model, base.device
+    sft = config.sft.model_dump(exclude={"on"})
+    key = digest([base.hash, sft, config.sft_steps, config.lora.model_dump(), lessons.key, device.type])
 
     def make(folder: Path) -> None:
-        _fine_tune(base, task, config, progress)
+        _fine_tune(base, lessons, config, progress)
         save_model(folder, base.model, base.tokenizer)
 
     folder = kept_folder(cache / "references" / key, make)
@@ -52,8 +94,8 @@ def load_reference(
     return replace(reference, revision=base.revision)
 
 
-def _fine_tune(base: Base, task: Task, config: Config, progress: Callable[[str, int, int], None]) -> None:
-    """Train one adapter on the mean log-probability of texts' tokens, and merge it into the base."""
+def _fine_tune(base: Base, lessons: Lessons, config: Config, progress: Callable[[str, int, int], None]) -> None:
+    """Train one adapter on the mean log-probability of the rows' tokens, and merge it into the base."""
     sft, steps = config.sft, config.sft_steps
     model = AdaptedModel.wrap(base, config.lora, size=1)
     bank = model.adapters
@@ -61,10 +103,9 @@ def _fine_tune(base: Base, task: Task, config: Config, progress: Callable[[str, 
     parameter = torch.nn.Parameter(bank.params)
     parameter.grad = bank.grads
     optimizer = torch.optim.AdamW([parameter], lr=sft.learning_rate, weight_decay=0.0, fused=True)
-    rows = _text_rows(base, task.sft_texts(steps * sft.texts_per_step, seed=0), sft)
-    for step in range(steps):
+    for step, rows in enumerate(lessons.rows(base)):
         progress("fine-tuning the reference", step, steps)
-        packed = pack(rows[step * sft.texts_per_step : (step + 1) * sft.texts_per_step], device=base.device)
+        packed = pack(rows, device=base.device)
         bank.grads.zero_()
         with model.train(one(0)), use_layout(packed):
             (-scored_logps(base, packed).mean()).backward()  # type: ignore[no-untyped-call]

@@ -18,7 +18,7 @@ from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
 from prefopt.model.scalar import save_classifier
 from prefopt.prepare.onpolicy import label, sampled_responses, task_prompts
-from prefopt.prepare.reference import load_reference
+from prefopt.prepare.reference import Lessons, load_model, make_reference
 from prefopt.prepare.task import Tasks, load_tasks
 from prefopt.runtime.progress import Progress
 from prefopt.storage.cache import cache_dir
@@ -50,7 +50,8 @@ def make_reward_model(config: Config, out: Path, device: torch.device, progress:
         raise UsageError("prefopt reward merges what it trains into the weights, which must not be quantized")
     own = _own_rankings(config) if config.data.source else None
     tasks = load_tasks(config, device, progress, of_variants=False)
-    base = load_reference(config, tasks.prompts, device, cache_dir(), progress.stage)
+    lessons = Lessons.of_texts(config, tasks.prompts)
+    base = make_reference(config, load_model(config, device, progress.stage), lessons, cache_dir(), progress.stage)
     model = AdaptedModel.wrap(base, config.lora, size=1)
     train, heldout = own if own is not None else _sampled_rankings(config, model, tasks, progress)
     parts = [Encoded.of(model, part, max_length=config.data.max_length) for part in (train, heldout)]

@@ -21,7 +21,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from prefopt.config.schema import Lora, Pairs
+from prefopt.config.schema import Lora
+from prefopt.config.sections import Pairs
 from prefopt.data import hash_ids
 from prefopt.model.adapted import AdaptedModel, one
 from prefopt.model.base import Base, choose_path

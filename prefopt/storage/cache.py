@@ -4,18 +4,63 @@ from __future__ import annotations
 
 import io
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 from filelock import FileLock
 
+from prefopt.errors import MachineError, UsageError, did_you_mean
 from prefopt.storage import durable, folders
 
 
 def cache_dir() -> Path:
     """``$PREFOPT_CACHE``, or ``~/.cache/prefopt``."""
     return Path(os.environ.get("PREFOPT_CACHE") or Path.home() / ".cache" / "prefopt")
+
+
+def require_writable() -> Path:
+    """The cache folder, made if it is not there.
+
+    Raises:
+        MachineError: If nothing can be written there, naming PREFOPT_CACHE.
+    """
+    path = cache_dir()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as problem:
+        raise MachineError(
+            f"the cache {path} cannot be written ({problem.strerror}): set PREFOPT_CACHE to a folder that can"
+        ) from None
+
+
+def sizes() -> dict[str, int]:
+    """Bytes of each part of the cache, by name."""
+    parts = sorted(cache_dir().glob("*"))
+    return {part.name: sum(file.stat().st_size for file in _files(part)) for part in parts if part.name[0] != "."}
+
+
+def _files(part: Path) -> list[Path]:
+    return [file for file in part.rglob("*") if file.is_file()] if part.is_dir() else [part]
+
+
+def clear(part: str) -> int:
+    """Remove a part of the cache, or all of it with ``all``; the bytes that are free now.
+
+    Raises:
+        UsageError: If there is no such part.
+        MachineError: If the system refuses.
+    """
+    there = sizes()
+    if part != "all" and part not in there:
+        raise UsageError(f"--clear {part}: no such part of {cache_dir()}{did_you_mean(part, [*there, 'all'])}")
+    names = list(there) if part == "all" else [part]
+    for name in names:
+        durable.remove(cache_dir() / name)
+    return sum(there[name] for name in names)
 
 
 def kept_frame(path: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:

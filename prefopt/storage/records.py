@@ -109,6 +109,7 @@ class Manifest:
         earlier_commands: The command lines that made what is there beside the command's own variants and seeds.
         commit: Of the checkout, if it was one.
         config: The resolved configuration.
+        by_situation: Settings that were not given but follow from pairs and model, with the reason of each.
         seeds: Planned seeds.
         variants: For each planned variant: variant, loss, family, spec, source, summary, needs_reference,
             length_normalized, batch_coupled, learning_rate, seeds (in folders of earlier versions all of them).
@@ -135,6 +136,7 @@ class Manifest:
     earlier_commands: tuple[str, ...] = ()
     commit: str | None = None
     config: Facts = field(default_factory=dict)
+    by_situation: Mapping[str, str] = field(default_factory=dict)
     seeds: tuple[int, ...] = ()
     variants: tuple[Facts, ...] = ()
     model: Facts = field(default_factory=dict)
@@ -206,8 +208,8 @@ _LISTS = ("command", "earlier_commands", "seeds", "variants")
 # What a field of either file must be, by its name, and what the refusal calls that.
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     **dict.fromkeys(
-        ("files", "key", "conditions", "loss", "diversity", "cost", "config", "model", "reference", "task", "data",
-         "step", "hashes", "packages", "device", "code_files", "data_files"),
+        ("files", "key", "conditions", "loss", "diversity", "cost", "config", "by_situation", "model", "reference",
+         "task", "data", "step", "hashes", "packages", "device", "code_files", "data_files"),
         ((dict,), "a JSON object"),
     ),
     **dict.fromkeys(("seeds", "variants", "earlier_commands"), ((list,), "a list")),

@@ -50,8 +50,14 @@ from prefopt.storage.hashing import seal, sha256_file, sha256_json
 from prefopt.storage.records import Manifest, RunRecord
 from prefopt.storage.schema import JUDGEMENT_COLUMNS, SCHEMA
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\[\]=,+@-]{0,119}")
+MAX_NAME = 120
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._\[\]=,+@-]{{0,{MAX_NAME - 1}}}")
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+
+
+def is_name(name: str) -> bool:
+    """Whether a name is safe as one folder name on any system."""
+    return bool(_NAME.fullmatch(name)) and name.lower().split(".")[0] not in _RESERVED and not name.endswith(".")
 
 
 def check_name(name: str, what: str) -> str:
@@ -60,7 +66,7 @@ def check_name(name: str, what: str) -> str:
     Raises:
         UsageError: Otherwise, naming ``what`` it was for.
     """
-    if not _NAME.fullmatch(name) or name.lower().split(".")[0] in _RESERVED or name.endswith("."):
+    if not is_name(name):
         raise UsageError(
             f"{what} {name!r} cannot be a folder name: start with a letter or digit, then letters, digits "
             "and . _ - [ ] = , + @ only, at most 120"

@@ -29,7 +29,8 @@ from prefopt.train.state import Run
 from prefopt.train.step import Batch, train_step
 
 MEMORY_SHARE = 0.7  # of the free memory goes to activations; the rest is for what the allocator wastes
-MAX_TOKENS = 32768  # of one pass: they keep any device busy, and more would only cost memory
+# Of one pass: they keep any device busy, and more would only cost memory; two cores are busy with far fewer.
+MAX_TOKENS = {"cpu": 4096, "cuda": 32768}
 MOST_ON_CPU = 16  # variants at once
 MIN_GAIN = 0.05  # the least share of a run's time that a wider stack must save
 
@@ -95,7 +96,8 @@ def fit(model: AdaptedModel, runs: Sequence[Run], pairs: Sequence[TokenPair], co
             f"activations, and {free / MEMORY_SHARE / 2**30:.1f} GiB are free: lower data.max_length, take a smaller "
             "model, or --quantization nf4"
         )
-    room = max(1, int(min(free // per_token, MAX_TOKENS)) // longest.length)  # pairs x adapters of a pass
+    most = MAX_TOKENS[base.device.type]
+    room = max(1, int(min(free // per_token, most)) // longest.length)  # pairs x adapters of a pass
     micro = config.micro_batch if config.micro_batch != "auto" else min(config.pairs_per_step, room)
     if config.stack != "auto":
         stack = config.stack
@@ -161,13 +163,15 @@ def fastest_stack(
     return best
 
 
-def step_seconds(model: AdaptedModel, runs: Sequence[Run], pairs: list[TokenPair], config: Train) -> float:
-    """Seconds of one stacked step, the fastest of three; trains the adapters, leaves the runs' own state."""
+def step_seconds(
+    model: AdaptedModel, runs: Sequence[Run], pairs: list[TokenPair], config: Train, *, repeats: int = 3
+) -> float:
+    """Seconds of one stacked step, the fastest of some; trains the adapters, leaves the runs' own state."""
     mine = [Run(run.variant, run.loss, run.learning_rate, run.slot) for run in runs]
     for run in mine:
         with_optimizer(run, model.adapters, config)
     times = []
-    for step in range(3):
+    for step in range(repeats):
         batch = Batch(model, pairs, np.zeros((2, len(pairs)), dtype=np.float32), config, 0, step)
         wait(model.base.device)
         began = time.perf_counter()

@@ -9,12 +9,15 @@ from typing import Any
 from prefopt.analysis.trials import CRITERIA, Trial, Tuning, read
 from prefopt.comparison.resume import refuse_other_settings
 from prefopt.config.schema import Config, Variant
+from prefopt.config.situation import lora_rate
 from prefopt.errors import UsageError
+from prefopt.model.source import local_folder, parameters_of
 from prefopt.runtime.progress import Progress
 from prefopt.storage.results import ResultsFolder
 from prefopt.storage.schema import TUNING
 from prefopt.tuning.space import axes, trials
 
+NEVER = 1_000_000_000  # steps
 RunConfig = Callable[[Config, Path], ResultsFolder]
 
 
@@ -50,6 +53,7 @@ def settled(config: Config) -> Config:
     Raises:
         UsageError: If a criterion asks for a reward that there is none of.
     """
+    config = _with_rate(config)
     tuning = config.tune
     if tuning.criterion in ("reward", "win_rate") and config.task.name == "data" and not config.task.reward:
         raise UsageError(
@@ -64,7 +68,7 @@ def settled(config: Config) -> Config:
     return _changed(
         config,
         variants=[variant.model_dump() for variant in families],
-        evaluation={**config.evaluation.model_dump(), "validation_prompts": apart, "part": "test"},
+        evaluation={**config.evaluation.model_dump(exclude_unset=True), "validation_prompts": apart, "part": "test"},
         tune={**tuning.model_dump(), "ranges": {name: ends for name, ends in ranges.items() if ends}},
     )
 
@@ -77,9 +81,22 @@ def of_trials(config: Config) -> Config:
         name=TUNING,
         seeds=config.tune.seeds,
         variants=[variant.model_dump() for variant in every],
-        evaluation={**config.evaluation.model_dump(), "part": "validation"},
-        train={**config.train.model_dump(), "eval_every": config.train.steps},
+        evaluation={**config.evaluation.model_dump(exclude_unset=True), "part": "validation"},
+        train={**config.train.model_dump(exclude_unset=True), "eval_every": _seldom(config)},
     )
+
+
+def _seldom(config: Config) -> int:
+    """Steps between held-out evaluations that leave those at the beginning and at the end alone."""
+    return NEVER if "train.steps" in config.open_settings else config.train.steps
+
+
+def _with_rate(config: Config) -> Config:
+    """The configuration with the learning rate of the situation as a given one: ranges lie around it."""
+    if "train.learning_rate" not in config.open_settings:
+        return config
+    rate = lora_rate(parameters_of(Path(local_folder(config.model.name))))
+    return _changed(config, train={**config.train.model_dump(exclude_unset=True), "learning_rate": rate})
 
 
 def of_winners(config: Config, tuning: Tuning) -> Config:
@@ -128,4 +145,4 @@ def _chosen(tuning: Tuning, family: str, tried: Sequence[Trial]) -> str:
 
 def _changed(config: Config, **values: Any) -> Config:
     """The configuration with some sections replaced, validated anew."""
-    return Config.model_validate({**config.model_dump(), **values})
+    return Config.model_validate({**config.model_dump(exclude_unset=True), **values})

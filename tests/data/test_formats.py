@@ -60,6 +60,9 @@ FILES: dict[str, bytes] = {
     "wrapped.json": json.dumps({"version": "1", "data": TEXT}).encode(),
     "pandas.json": json.dumps(BY_COLUMN).encode(),
     "split.json": pd.DataFrame(TEXT).to_json(orient="split").encode(),
+    "index.json": pd.DataFrame(TEXT).to_json(orient="index").encode(),
+    "table.json": pd.DataFrame(TEXT).to_json(orient="table").encode(),
+    "pretty.json": "".join(json.dumps(row, indent=1) + "\n" for row in TEXT).encode(),
     "columns.json": json.dumps({name: [row[name] for row in TEXT] for name in TEXT[0]}).encode(),
     "x.csv.gz": gzip.compress(CSV.encode()),
     "semicolon.csv": CSV.replace(",", ";").encode("utf-8-sig"),
@@ -230,6 +233,15 @@ REFUSED: dict[str, tuple[bytes, tuple[str, ...]]] = {
         each(lambda i: {"question": f"Name {i}?", "chosen": f"It is {i}", "rejected": f"It is not {i}"}),
         ("the column 'question' may be the prompt", "--column-map prompt=question, or prompt=-"),
     ),
+    "other name": (
+        each(lambda i: {"user_prompt": f"Name {i}?", "chosen": f"It is {i}", "rejected": f"It is not {i}"}),
+        ("the column 'user_prompt' may be the prompt", "--column-map prompt=user_prompt"),
+    ),
+    "list of outputs": (each(lambda i: {"instruction": "p", "output": ["a", "b"]}), ("row['output'][0]",)),
+    "numpy's messages": (
+        each(lambda i: {**TEXT[i], "chosen": "array([{'role': 'assistant', 'content': 'x'}], dtype=object)"}),
+        ("each of the 12 rows: the messages are written as Python shows a list",),
+    ),
     "two names": (
         each(lambda i: {"query": f"Name {i}?", "context": "c", "chosen": f"It is {i}", "rejected": f"It is not {i}"}),
         ("the column 'query' or 'context' may be the prompt",),
@@ -311,6 +323,13 @@ def test_a_column_map_says_what_is_not_guessed() -> None:
     assert load_pairs("p.jsonl", column_map={"input": "-", "tools": "-"}).pairs[0].prompt == "Name 0?"
     Path("p.jsonl").write_bytes(each(lambda i: {**TEXT[i], "role": "Be brief."}))
     assert load_pairs("p.jsonl", column_map={"system": "role"}).pairs[0].prompt[0] == Message("system", "Be brief.")
+
+
+def test_names_that_only_speak_of_prompts_are_none() -> None:
+    more = {"prompt_id": "x", "question_type": "what", "chat_context": "the same in every row"}
+    Path("p.jsonl").write_bytes(each(lambda i: {"chosen": f"It {i} is", "rejected": f"It {i} was", **more}))
+    report = load_pairs("p.jsonl").report
+    assert (report.implicit_prompts, report.extra_columns) == (N, tuple(sorted(more)))
 
 
 def test_ties_and_contradictions_of_ratings_are_counted() -> None:

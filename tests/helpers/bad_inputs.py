@@ -20,7 +20,7 @@ ROWS = [
 ]
 SHORT = (
     "train.steps=2", "train.pairs_per_step=4", "train.eval_every=2", "lora.rank=2", "evaluation.prompts=3",
-    "evaluation.samples=2", "evaluation.max_new_tokens=4", "data.heldout_share=0.25", "model.dtype=float32",
+    "evaluation.samples=2", "evaluation.max_new_tokens=4", "model.dtype=float32",
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from prefopt.cli import app
 
 SHORT = (
     "train.steps=3", "train.pairs_per_step=4", "train.eval_every=2", "train.learning_rate=1e-2", "lora.rank=4",
-    "evaluation.prompts=3", "evaluation.samples=2", "evaluation.max_new_tokens=6", "data.heldout_share=0.25",
+    "evaluation.prompts=3", "evaluation.samples=2", "evaluation.max_new_tokens=6",
     "model.dtype=float32",
 )  # fmt: skip
 

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prefopt.config.schema import Lora, Pairs
+from prefopt.config.schema import Lora
+from prefopt.config.sections import Pairs
 from prefopt.model import generate
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
