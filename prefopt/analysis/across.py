@@ -39,7 +39,12 @@ def across(comparisons: Mapping[str, Row]) -> Row:
         "losses": _losses(comparisons, shared, ranked),
         "shared": shared,
         "improvement": _improvement(shared, ranked),
-        "cautions": [*_differences(comparisons), *_repeated(comparisons), *_thin(comparisons, shared)],
+        "cautions": [
+            *_distrusted(comparisons),
+            *_differences(comparisons),
+            *_repeated(comparisons),
+            *_thin(comparisons, shared),
+        ],
     }
 
 
@@ -99,6 +104,20 @@ def _improvement(shared: Sequence[str], ranked: stats.AcrossTasks | None) -> lis
 
 def _interval(value: float, low: float, high: float) -> dict[str, float | None]:
     return {"value": number(value), "low": number(low), "high": number(high)}
+
+
+def _distrusted(comparisons: Mapping[str, Row]) -> list[str]:
+    """Comparisons whose judge is not to be trusted, and models that write broken text, whoever judges them."""
+    said = []
+    for place, results in comparisons.items():
+        if any(row["verdict"] == "NO VERDICT" for row in results["versus_reference"]):
+            said.append(
+                f"The judge of {place} ({results['setup']['judge']}) is not to be trusted, nor are its win rates."
+            )
+        broken = [f"{row['variant']} ({row['brief']})" for row in results["health"] if row["brief"]]
+        if broken:
+            said.append(f"Broken models in {place}: {', '.join(broken)}.")
+    return said
 
 
 def _differences(comparisons: Mapping[str, Row]) -> list[str]:

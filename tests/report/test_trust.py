@@ -15,6 +15,7 @@ from matplotlib.colors import to_rgb
 from synthetic import DEFAULT_VARIANTS, Planted, World
 
 from prefopt.analysis import claims, leading
+from prefopt.analysis.across import across
 from prefopt.analysis.analyse import analyse
 from prefopt.analysis.load import load
 from prefopt.analysis.power import measured
@@ -368,3 +369,10 @@ def test_settings_that_variants_of_one_loss_differ_in_are_columns() -> None:
     assert varied_settings(same) == []
     assert varied_settings([*same, entry("dpo", 1e-3, beta=0.5)]) == ["beta"]
     assert varied_settings([*same, entry("simpo", 5e-4, beta=2.0)]) == ["learning rate"]
+
+
+def test_a_report_on_several_comparisons_names_blind_judges_and_broken_models(tmp_path: Path, broken: Path) -> None:
+    blind = built(World(**SMALL, judge="lm:blind", facts=BLIND), tmp_path)
+    cautions = across({"one": read(broken), "two": blind})["cautions"]
+    assert cautions[0].startswith("Broken models in one: cdpo (3.0 nats/token), simpo (repeats (25.0x)), ipo (")
+    assert cautions[1] == "The judge of two (lm:blind) is not to be trusted, nor are its win rates."
