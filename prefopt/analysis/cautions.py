@@ -43,8 +43,8 @@ def _broken_warnings(results: Row) -> list[dict[str, Any]]:
     said = [f"{row['variant']}{_where(row)}: {', '.join(row['problems'])}" for row in broken[:8]]
     more = f"; and {len(broken) - 8} more" if len(broken) > 8 else ""
     text = (
-        f"{'; '.join(said)}{more}. Training has broken them, and a win rate, an accuracy or a margin of theirs is that "
-        "of broken text. Usual cures are a lower learning rate, fewer steps and a stronger pull to the reference."
+        f"{'; '.join(said)}{more}. Its win rate, accuracy and margin are then those of a model that training has "
+        "broken. Usual cures are a lower learning rate, fewer steps and a stronger pull to the reference."
     )
     names = [row["variant"] for row in broken]
     return [{**_warning("danger", f"Broken models: {listed(names, 8)}", text), "variants": names}]
