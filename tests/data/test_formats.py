@@ -55,8 +55,8 @@ FILES: dict[str, bytes] = {
     "lines.json": jsonl(TEXT),
     "list.jsonl": json.dumps(TEXT).encode(),
     "rows.ndjson": jsonl(TEXT),
-    "list.json.gz": gzip.compress(json.dumps(TEXT).encode()),
-    "zipped.jsonl": gzip.compress(jsonl(TEXT)),  # with the name it had before
+    "list.json.gz": gzip.compress(json.dumps(TEXT).encode(), mtime=0),
+    "zipped.jsonl": gzip.compress(jsonl(TEXT), mtime=0),  # with the name it had before
     "wrapped.json": json.dumps({"version": "1", "data": TEXT}).encode(),
     "pandas.json": json.dumps(BY_COLUMN).encode(),
     "split.json": pd.DataFrame(TEXT).to_json(orient="split").encode(),
@@ -64,7 +64,7 @@ FILES: dict[str, bytes] = {
     "table.json": pd.DataFrame(TEXT).to_json(orient="table").encode(),
     "pretty.json": "".join(json.dumps(row, indent=1) + "\n" for row in TEXT).encode(),
     "columns.json": json.dumps({name: [row[name] for row in TEXT] for name in TEXT[0]}).encode(),
-    "x.csv.gz": gzip.compress(CSV.encode()),
+    "x.csv.gz": gzip.compress(CSV.encode(), mtime=0),
     "semicolon.csv": CSV.replace(",", ";").encode("utf-8-sig"),
     "excel.csv": b"sep=;\r\n" + CSV.replace(",", ";").replace("\n", "\r\n").encode(),
     "tabs.tsv": CSV.replace(",", "\t").encode(),
