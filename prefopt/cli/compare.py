@@ -66,6 +66,7 @@ def compare(
     on_bad_rows: Annotated[str | None, typer.Option(help="refuse or drop.")] = None,
     column_map: Annotated[str | None, typer.Option(help="Such as prompt=question,chosen=best.")] = None,
     dedup: Annotated[bool, typer.Option("--dedup", help="Leave out rows that repeat an earlier one.")] = False,
+    track: Annotated[str | None, typer.Option(help="tensorboard, wandb, mlflow, trackio, with commas.")] = None,
     settings: Settings = None,
     plugin: Plugins = None,
     results: Annotated[Path, typer.Option(help="The folder of all comparisons.")] = Path("results"),
@@ -87,6 +88,7 @@ def compare(
     from prefopt.analysis.claims import parse
     from prefopt.config.load import load_command
     from prefopt.judges.request import Limits
+    from prefopt.launch import trackers
     from prefopt.launch.supervisor import HANG_AFTER_S
 
     overrides = {
@@ -103,6 +105,7 @@ def compare(
         "data.on_bad_rows": on_bad_rows,
         "data.dedup": dedup or None,
         "tune.trials": None if tune == AS_SET else tune,
+        "track": track if track is None else [tracker.strip() for tracker in track.split(",")],
     }
     wanted = load_command(
         config,
@@ -114,6 +117,7 @@ def compare(
         column_map=column_map,
         defaults={"tune.trials": TRIALS} if tune == AS_SET else {},
     )
+    trackers.require(wanted.track)
     asserted = [parse(text, [variant.name for variant in wanted.variants]) for text in claims or []]
     if in_process:
         _refuse_given({"--hang-after": hang_after}, without="a process to watch, which --in-process leaves out")
@@ -209,11 +213,18 @@ def _run(
         Its folder, what is missing, and its report, None where no run has finished.
     """
     from prefopt.launch.launcher import InProcess, Job, Launcher, Supervised
+    from prefopt.launch.tracking import track
     from prefopt.runtime import interrupts
+    from prefopt.runtime.progress import Several
     from prefopt.storage import locks
+    from prefopt.storage.results import ResultsFolder
 
-    words = command_line()
-    with interrupts.listen(), locks.hold(results / config.name, wait=wait, say=console.say) as lock:
+    words, root = command_line(), results / config.name
+    with (
+        interrupts.listen(),
+        locks.hold(root, wait=wait, say=console.say) as lock,
+        track(config.track, ResultsFolder(root), console) as tracking,
+    ):
         launcher: Launcher = InProcess() if hang_after_s is None else Supervised(plugins, hang_after_s)
 
         def run_trials(trials: Config, below: Path) -> ResultsFolder:
@@ -226,7 +237,7 @@ def _run(
 
             config = tune(config, results, run_trials, console)
         job = Job(config=config, results=results, command=words, lock=lock, isolate=isolate)
-        folder = launcher.run(job, console)
+        folder = launcher.run(job, Several(console, tracking) if config.track else console)
         runs = folder.runs()
         unfinished = {key: run for key, run in runs.items() if not run.is_complete}
         page = None
@@ -235,6 +246,7 @@ def _run(
 
             console.stage("writing the report", 0, 1)
             page = build(folder.root)
+        tracking.finish()
     return folder, unfinished, page
 
 

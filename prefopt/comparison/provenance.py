@@ -130,7 +130,7 @@ _FILES = {
 }  # fmt: skip
 # What may differ between two invocations: names, what is added, and what changes no run.
 _FREE: dict[str, Any] = {
-    "name": True, "seeds": True, "variants": True, "device": True,
+    "name": True, "seeds": True, "variants": True, "device": True, "track": True,
     "tune": True, "train": {"checkpoint_every"}, "evaluation": {"delta"},
 }  # fmt: skip
 

@@ -31,7 +31,8 @@ def check_variants(config: Config) -> None:
         raise ValueError("variants: at least one is needed")
     if REFERENCE in [name.casefold() for name in names]:
         raise ValueError(f"variant {REFERENCE}: the policy before training has this name; choose another")
-    for kind, values in (("variant", [n.casefold() for n in names]), ("seed", [str(s) for s in config.seeds])):
+    once = {"variant": [n.casefold() for n in names], "seed": [str(s) for s in config.seeds], "tracker": config.track}
+    for kind, values in once.items():
         twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
             raise ValueError(f"{kind} {', '.join(twice)} is given twice")

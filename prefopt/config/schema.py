@@ -183,7 +183,7 @@ class Evaluation(Strict):
 
 
 class Config(Strict, OpenSettings):
-    """A whole comparison.
+    """A whole comparison; ``track`` names the experiment trackers that its finished runs are sent to.
 
     With pairs of the user's own, settings of ``SITUATIONAL`` that were not given are open until ``settle`` of
     ``config/situation.py`` has seen the pairs and the model; what they hold before is the embedded experiment's.
@@ -192,6 +192,7 @@ class Config(Strict, OpenSettings):
     name: str = "imdb"
     seeds: tuple[Seed, ...] = (0, 1, 2)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    track: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     model: Model = Model()
     task: Task = Task()
     data: Data = Data()
@@ -248,6 +249,6 @@ class Config(Strict, OpenSettings):
         return variant.learning_rate or self.train.learning_rate * variant.build().lr_scale
 
     def fingerprint(self, *sections: str) -> str:
-        """Hash of some sections, or of everything that is not a name or a device."""
-        whole = self.model_dump(mode="json", exclude={"name", "device"})
+        """Hash of some sections, or of everything that is not a name, a device or a tracker."""
+        whole = self.model_dump(mode="json", exclude={"name", "device", "track"})
         return digest({key: whole[key] for key in sections} if sections else whole)

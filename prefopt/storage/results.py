@@ -19,6 +19,7 @@ The only module that knows paths below ``results/<name>/``. Needs no torch. Layo
     judge/<judge>/judge.json             what is known about a judge: controls, position, unusable share, problems
     judge/lead.json                      the judge whose verdicts count, where one was chosen
     tuning/                              of a tuned comparison: the folder of its trials, laid out as this one
+    trackers/<tracker>/sent.json         hashes of the runs that the tracker has, beside files of its own
     selftest.json                        controls with a known answer, put to the code that makes the report
     tables/ figures/ report.md report.html results.json
 
@@ -88,6 +89,11 @@ class ResultsFolder:
     def selftest_path(self) -> Path:
         """Where ``prefopt selftest --out`` leaves what it found, for the report."""
         return self.root / "selftest.json"
+
+    @property
+    def trackers(self) -> Path:
+        """Where experiment trackers keep their files, and we what each has been sent."""
+        return self.root / "trackers"
 
     @property
     def manifest_path(self) -> Path:
