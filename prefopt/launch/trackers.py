@@ -116,12 +116,16 @@ def _tensorboard(run: TrackedRun, place: Path) -> GeneralTracker:
 
 
 def _wandb(run: TrackedRun, place: Path) -> GeneralTracker:
-    """A run with an id of ours: its steps, sent a second time, are those that the server has already."""
+    """A run with an id of ours: its steps, sent a second time, are those that the server has already.
+
+    Its files lie in ``wandb/`` beside the results folder, unless ``WANDB_DIR`` says otherwise, since links are among
+    them, and a results folder with a link is refused.
+    """
     from accelerate.tracking import WandBTracker
 
-    for earlier in place.glob(f"wandb/offline-run-*-{run.id}"):
+    beside = Path(os.environ.get("WANDB_DIR") or place.parents[2])
+    for earlier in beside.glob(f"wandb/offline-run-*-{run.id}"):
         durable.remove(earlier)
-    durable.make_folder(place)
     options: dict[str, Any] = {"silent": True, "console": "off"}
     if "WANDB_MODE" not in os.environ and not _has_wandb_key():
         options["mode"] = "offline"  # it would ask for a key, and wait for the answer
@@ -129,7 +133,7 @@ def _wandb(run: TrackedRun, place: Path) -> GeneralTracker:
 
     project = os.environ.get("WANDB_PROJECT", run.project)
     settings = wandb.Settings(**options)
-    whose = {"name": run.name, "group": run.group, "id": run.id, "resume": "allow", "dir": str(place)}
+    whose = {"name": run.name, "group": run.group, "id": run.id, "resume": "allow", "dir": str(beside)}
     return _started(WandBTracker(project, settings=settings, **whose))
 
 
@@ -147,7 +151,7 @@ def _has_wandb_key() -> bool:
 
 def _mlflow_modules() -> tuple[str, ...]:
     """Without a server it keeps its data in a database file."""
-    return ("mlflow",) if "MLFLOW_TRACKING_URI" in os.environ else ("mlflow", "sqlalchemy", "alembic")
+    return ("mlflow",) if os.environ.get("MLFLOW_TRACKING_URI") else ("mlflow", "sqlalchemy", "alembic")
 
 
 def _mlflow(run: TrackedRun, place: Path) -> GeneralTracker:
@@ -157,10 +161,11 @@ def _mlflow(run: TrackedRun, place: Path) -> GeneralTracker:
 
     for talkative in ("alembic", "mlflow"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
-    artifacts = None
-    if "MLFLOW_TRACKING_URI" not in os.environ:
-        durable.make_folder(place)
-        mlflow.set_tracking_uri(f"sqlite:///{(place / 'mlflow.db').resolve()}")
+    given, artifacts = os.environ.get("MLFLOW_TRACKING_URI"), None
+    durable.make_folder(place)
+    mlflow.set_tracking_uri(given or f"sqlite:///{(place / 'mlflow.db').resolve()}")
+    if not given:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)  # which mlflow has set, as if the user had
         artifacts = (place / "artifacts").resolve().as_uri()
     tags = {ID: run.id, "group": run.group}
     tracker = MLflowTracker(run.project, logging_dir=artifacts, run_name=run.name)

@@ -39,10 +39,11 @@ def test_every_package_is_locked_by_hash() -> None:
 
 def test_what_the_project_declares_is_locked_and_what_is_tested_is_what_is_locked() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    optional = project["optional-dependencies"]
+    declared = [*project["dependencies"], *optional["dev"], *optional["track"]]
     locked = pins("lock.txt") | pins("torch.txt")
     assert {canonical(re.split(r"[\[><=]", one)[0]) for one in declared} <= locked.keys()
-    for name in ("torch", "transformers", "peft", "safetensors", "pydantic", "numpy"):
+    for name in ("torch", "transformers", "peft", "safetensors", "pydantic", "numpy", "tensorboardx"):
         assert importlib.metadata.version(name).split("+")[0] == locked[name], f"{name}: run make setup"
 
 
