@@ -1,7 +1,7 @@
 """A results folder as the runs that a tracker is sent: settings, metrics by step, and what came of each.
 
-Names of metrics are TRL's, ``loss``, ``rewards/margins`` and so on; those of held-out pairs begin with ``eval_``, and what
-the trained policy came to with ``final/``.
+Names of metrics are TRL's, ``loss``, ``rewards/margins`` and so on; those of held-out pairs begin with ``eval_``, and
+what the trained policy came to with ``final/``.
 """
 
 from __future__ import annotations

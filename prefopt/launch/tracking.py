@@ -1,8 +1,8 @@
 """Sends a comparison's finished runs to experiment trackers, beside the training and never in its way.
 
-Each run is sent as a whole once it and its seed's reference are finished: runs that train in lockstep do not interleave,
-and one that is resumed is not there twice. What a tracker has is noted in its folder, and the same command sends what is
-missing.
+Each run is sent as a whole once it and its seed's reference are finished: runs that train in lockstep do not
+interleave, and one that is resumed is not there twice. What a tracker has is noted in its folder, and the same command
+sends what is missing.
 """
 
 from __future__ import annotations
