@@ -137,6 +137,7 @@ def test_values_become_words() -> None:
         return to_words("compare", COMMANDS["compare"], Config.model_fields, options)[1:]
 
     assert words(seeds=range(3), dry_run=False, model=None) == ["--seeds", "0,1,2"]
+    assert words(track=["wandb", "mlflow"]) == ["--track", "wandb,mlflow"]
     assert words(column_map={"prompt": "question", "chosen": "best"}) == ["--column-map", "prompt=question,chosen=best"]
     assert words(plugin=["a.py", "b.py"]) == ["--plugin", "a.py", "--plugin", "b.py"]
     assert words(claims="dpo > ipo") == words(**{"assert": "dpo > ipo"}) == ["--assert", "dpo > ipo"]
