@@ -136,7 +136,7 @@ def compare(
             wanted, results, plugin or [], console, wait=wait, hang_after_s=hang_after_s, isolate=isolate
         )
         if request is not None and page is not None:
-            record, page = _judge(request, console)
+            record, page = _judge(request, wanted.track, console)
     _conclude(folder, unfinished, asserted, page, quiet=quiet, as_json=as_json)
     if record is not None:
         require_sound(record)
@@ -172,13 +172,21 @@ def _judge_request(
     return request
 
 
-def _judge(request: JudgeRequest, console: Console) -> tuple[dict[str, Any], Path]:
+def _judge(request: JudgeRequest, trackers: Sequence[str], console: Console) -> tuple[dict[str, Any], Path]:
     """Judge what is complete, and build the report again; what is known of the judge, and the page."""
+    from prefopt.launch.tracking import track
     from prefopt.runtime import interrupts
     from prefopt.storage import locks
+    from prefopt.storage.results import ResultsFolder
 
-    with interrupts.listen(), locks.hold(request.root, wait=True, say=console.say):
-        return judge_and_report(request, console)
+    with (
+        interrupts.listen(),
+        locks.hold(request.root, wait=True, say=console.say),
+        track(trackers, ResultsFolder(request.root), console) as tracking,
+    ):
+        judged = judge_and_report(request, console)
+        tracking.finish()
+        return judged
 
 
 def _show_plan(config: Config, shown: Style, as_json: bool, request: JudgeRequest | None) -> dict[str, Any]:
