@@ -25,7 +25,7 @@ import torch
 from prefopt.comparison import provenance, runner
 from prefopt.config.load import load
 from prefopt.config.schema import Config
-from prefopt.prepare import materials
+from prefopt.prepare import task as task_of_comparison
 from prefopt.runtime.progress import Silent
 from prefopt.storage import durable
 from prefopt.tasks.base import TaskPrompts
@@ -104,7 +104,7 @@ class Rig:
         with contextlib.ExitStack() as stack:
             stack.enter_context(mock.patch.dict(os.environ, {"PREFOPT_CACHE": "cache"}))
             for owner, name, value in (
-                (materials, "load_task", ToyTask()),
+                (task_of_comparison, "load_task", ToyTask()),
                 (os, "fsync", None),
                 (peft.PeftModel, "create_or_update_model_card", None),
                 *((provenance, name, value) for name, value in self.same.items()),
