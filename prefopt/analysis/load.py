@@ -96,9 +96,10 @@ def load(root: Path) -> Comparison:
     folder.check("prompts.parquet", may_be_missing=True)  # published without its text
     written = folder.runs()
     runs = {key: run for key, run in written.items() if key[0] != schema.REFERENCE}
-    if manifest.config.get("tune", {}).get("trials"):  # winners of fewer trials may lie beside those of more
-        runs = {key: run for key, run in runs.items() if key[0] in manifest.variant_names}
-    variants = tuple(dict.fromkeys([*manifest.variant_names, *sorted(variant for variant, _ in runs)]))
+    current = _tuned_variants(manifest)
+    if current:
+        runs = {key: run for key, run in runs.items() if key[0] in current}
+    variants = tuple(dict.fromkeys([*(current or manifest.variant_names), *sorted(variant for variant, _ in runs)]))
     planned = {name: _planned(manifest, runs, name) for name in variants}
     seeds = tuple(sorted({*manifest.seeds, *(seed for _, seed in runs), *sum(planned.values(), ())}))
     if not any(run.is_complete for run in runs.values()):
@@ -126,6 +127,16 @@ def load(root: Path) -> Comparison:
         sampled=_only(folder.frames("sampled.parquet", schema.SAMPLED_COLUMNS), done),
         selftest=_selftest(folder),
     )
+
+
+def _tuned_variants(manifest: Manifest) -> list[str]:
+    """The variants of a tuned comparison's newest command, or of its trials; empty for any other comparison.
+
+    Winners of fewer trials, or trials of other ranges, may lie beside them: they have no part in what is compared.
+    """
+    if not manifest.config.get("tune", {}).get("trials"):
+        return []
+    return [str(variant["label"]) for variant in manifest.config.get("variants", ()) if variant.get("label")]
 
 
 def _planned(manifest: Manifest, runs: Mapping[tuple[str, int], RunRecord], variant: str) -> tuple[int, ...]:

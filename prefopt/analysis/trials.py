@@ -88,8 +88,10 @@ def read(root: Path) -> Tuning | None:
     criterion = _criterion(comparison, settings.get("criterion", "auto"))
     cells, judged = Cells(comparison.scores), _judged(comparison)
     families: dict[str, list[Trial]] = {}
-    for facts in comparison.manifest.variants:
-        name, family = str(facts["variant"]), str(facts["family"])
+    described = {str(facts["variant"]): facts for facts in comparison.manifest.variants}
+    for name in comparison.variants:
+        facts = described[name]
+        family = str(facts["family"])
         of_family = families.setdefault(family, [])
         complete = comparison.is_complete(name)
         kl = cells.get(name, "kl", comparison.seeds) if complete else None

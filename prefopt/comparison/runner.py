@@ -7,6 +7,7 @@ continues from its newest checkpoint, and the outcome is that of a call that was
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -98,8 +99,16 @@ def work(
         else:
             n = len(config.seeds) * len(config.variants)
             progress.say(f"all {n} runs are already in {folder.root}; nothing to train")
+            _renew(folder, config)
         record.judge(folder)
     return folder
+
+
+def _renew(folder: ResultsFolder, config: Config) -> None:
+    """Say which variants of a tuned comparison, or which trials, the newest command is about, though all are there."""
+    manifest, newest = folder.manifest(), config.model_dump(mode="json")
+    if config.tune.trials and manifest.config != newest:
+        folder.write_manifest(replace(manifest, config=newest))
 
 
 def _settle(config: Config) -> torch.device:

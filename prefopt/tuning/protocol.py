@@ -60,7 +60,10 @@ def settled(config: Config) -> Config:
             f"tune.criterion is {tuning.criterion}, and your own pairs bring no reward: take accuracy, which is how "
             "often held-out pairs are ordered rightly, and not the quality of samples"
         )
-    families = [variant.model_copy(update={"family": variant.family or variant.name}) for variant in config.variants]
+    families = [
+        variant.model_copy(update={"family": variant.family or variant.name, "label": variant.name})
+        for variant in config.variants
+    ]
     ranges = {v.family: {axis.name: list(axis.ends) for axis in axes(config, v)} for v in families}
     if not any(ranges.values()):
         raise UsageError("no loss has anything to tune; name one that trains")

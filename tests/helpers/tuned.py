@@ -19,15 +19,17 @@ def write(root: Path, families: tuple[str, ...] = ("dpo", "simpo"), *, gold: boo
         "trials": 1 + len(RATES), "criterion": "auto", "max_kl": None, "seeds": [1000],
         "ranges": {family: {"lr": [1e-4, 1e-3], "beta": [0.01, 1.0]} for family in families}, **tune,
     }  # fmt: skip
-    config = {"train": {"learning_rate": 5e-4}, "tune": settings, "evaluation": {"delta": 0.02}}
+    config: dict[str, Any] = {"train": {"learning_rate": 5e-4}, "tune": settings, "evaluation": {"delta": 0.02}}
     trials = [facts for family in families for facts in _trials(family)]
     planted = {str(facts["variant"]): _planted(facts) for facts in trials}
     inner = World(variants=planted, seeds=1, prompts=48, samples=2, pairs=48, gold=gold)
     diverged = frozenset({(f"{families[-1]}[lr={RATES[-1]}]", 0)})
-    dataclasses.replace(inner, diverged=diverged, manifest={"variants": trials, "config": config}).write(
+    of_trials = {**config, "variants": [{"label": facts["variant"]} for facts in trials]}
+    dataclasses.replace(inner, diverged=diverged, manifest={"variants": trials, "config": of_trials}).write(
         root / "tuning", random_state=1
     )
     kept = [facts for facts in trials if facts["learning_rate"] in (5e-4, BEST)]
+    config["variants"] = [{"label": facts["variant"]} for facts in kept]
     final = {str(facts["variant"]): _planted(facts) for facts in kept}
     World(
         variants=final, seeds=1, prompts=32, samples=2, pairs=48, gold=gold,

@@ -93,7 +93,8 @@ def test_without_a_reward_the_criterion_is_held_out_accuracy_and_it_says_so(tmp_
 def test_a_winner_of_fewer_trials_is_left_out(tmp_path: Path) -> None:
     root = tuned.write(tmp_path / "mine")
     manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
-    manifest["variants"] = [facts for facts in manifest["variants"] if facts["variant"] != WINNER]
+    named = manifest["config"]["variants"]
+    manifest["config"]["variants"] = [facts for facts in named if facts["label"] != WINNER]
     (root / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     assert WINNER not in load(root).variants
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -48,6 +49,7 @@ def test_trials_then_winners_and_more_trials_later(
     assert {seed for _, seed in folder.runs()} == {0, 1}
     assert {seed for _, seed in ResultsFolder(root / "tuning").runs()} == {1000}
 
+    first = tuning.families["dpo"][1].variant
     before = tree(root / "tuning" / "runs")
     assert run(monkeypatch, words(tmp_path, model, 4)) == 0, capsys.readouterr().err
     after = tree(root / "tuning" / "runs")
@@ -62,6 +64,20 @@ def test_trials_then_winners_and_more_trials_later(
     assert run(monkeypatch, at_once) == 0, capsys.readouterr().err
     once = tmp_path / "once" / "mine"
     assert tree(once / "tuning" / "runs") == after
+
+    # Trials of other ranges, and fewer of them: those before have no part in the choice.
+    ranges = ("--set", "tune.ranges.dpo.beta=[0.2, 0.4]")
+    assert run(monkeypatch, words(tmp_path, model, 2, *ranges)) == 0, capsys.readouterr().err
+    tuning = read(root)
+    assert tuning is not None
+    assert [trial.index for trial in tuning.families["dpo"]] == [0, 1]
+    assert 0.2 <= tuning.families["dpo"][1].settings["beta"] <= 0.4
+    assert run(monkeypatch, words(tmp_path, model, 2)) == 0, capsys.readouterr().err  # all of it is there already
+    tuning = read(root)
+    assert tuning is not None
+    assert [trial.variant for trial in tuning.families["dpo"]] == ["dpo", first]
+    shown = {row["variant"] for row in json.loads((root / "results.json").read_text(encoding="utf-8"))["leaderboard"]}
+    assert shown == {"dpo", "simpo", "noop"} | {b.variant for f in tuning.families if (b := tuning.best(f)) is not None}
 
 
 def _stopping_at(batch: Callable[..., Any], *, variant: str, step: int) -> Callable[..., Any]:
