@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.analysis.trials import CRITERIA, Trial, Tuning, read
+from prefopt.comparison.dry_run import time_in_all
 from prefopt.comparison.resume import refuse_other_settings
 from prefopt.config.schema import Config, Variant
 from prefopt.config.situation import lora_rate
@@ -123,8 +124,10 @@ def with_trials(config: Config, plan: Mapping[str, Any]) -> dict[str, Any]:
     share = whole.evaluation.validation_prompts / whole.evaluation.prompts
     train, ask = (n_trials + n_runs) / before, (n_trials * share + n_runs) / before
     factors = {"time to train, s": train, "time to sample, s": ask, "time to score, s": ask, "sampled tokens": ask}
+    scaled = {key: round(value * factors[key]) if key in factors else value for key, value in plan.items()}
     return {
-        **{key: round(value * factors[key]) if key in factors else value for key, value in plan.items()},
+        **scaled,
+        "time in all": time_in_all(scaled),
         "runs": n_runs,
         "trials": f"{config.tune.trials} of each of {losses} losses, {n_trials} runs",
     }
