@@ -90,6 +90,7 @@ def outcome(situation: dict[str, Any], dotted: str, value: Any) -> str:
             "go together",
             "brings its own",
             "sets no prompt apart",
+            "needs --reward",
         )
         return "refused" if any(part in said for part in known) else "invalid"
     if value_at(after, dotted) == value_at(before, dotted):
