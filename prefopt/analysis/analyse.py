@@ -20,6 +20,7 @@ from prefopt.analysis.health import health
 from prefopt.analysis.heldout import heldout_tables
 from prefopt.analysis.judges import judge_quality
 from prefopt.analysis.load import Comparison, Scores
+from prefopt.analysis.neutral import neutral
 from prefopt.analysis.on_the_way import over_steps
 from prefopt.analysis.policies import (
     Cells,
@@ -72,6 +73,7 @@ def analyse(comparison: Comparison, *, running: bool = False) -> Row:
         "kl": divergence(cells, comparison.scores, names),
         "text": text_quality(comparison, cells, names),
         "health": health(comparison, names),
+        "neutral": neutral(comparison, names),
         "exposure": exposure(comparison),
         "cost": cost(comparison, names),
         "trajectories": trajectories(comparison, names),

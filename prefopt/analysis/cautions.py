@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prefopt.analysis.neutral import neutral_warnings
 from prefopt.analysis.selftest import selftest_failures
 from prefopt.analysis.sentences import counted, listed, percent
 from prefopt.stats import selection_gain
@@ -26,6 +27,7 @@ def warnings(results: Row) -> list[dict[str, Any]]:
         *_check_warnings(results),
         *_judge_warnings(results),
         *_data_warnings(results),
+        *neutral_warnings(results["neutral"]),
     ]
     order = {"danger": 0, "warn": 1, "note": 2}
     return sorted(cautions, key=lambda warning: order[warning["level"]])

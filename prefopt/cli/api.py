@@ -2,7 +2,7 @@
 
 A call is turned into the words of the command and goes through it, so nothing that the command line can do, checks or
 records is missing here, and the report of a comparison that was begun in a notebook says which command repeats it.
-``README.md`` beside this file has the page for readers.
+"From Python" in the README has the page for readers, and ``benchmarks/your_data.ipynb`` shows it at work.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def run(command: str, /, **options: Any) -> Any:
     from prefopt.cli.app import app
     from prefopt.config.schema import Config
 
+    command = command.replace("_", "-")
     commands: Mapping[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     if command not in commands:
         raise UsageError(f"prefopt has no command {command!r}{did_you_mean(command, sorted(commands))}")

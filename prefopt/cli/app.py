@@ -19,6 +19,7 @@ from prefopt.cli.compare import compare
 from prefopt.cli.console import visible
 from prefopt.cli.export import export
 from prefopt.cli.judge import judge
+from prefopt.cli.lm_eval import lm_eval
 from prefopt.cli.losses import doctor, losses
 from prefopt.cli.pairs import pairs
 from prefopt.cli.report import power, report
@@ -41,7 +42,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for command in (
-    compare, tune, report, judge, export, power, config, selftest, losses, doctor, pairs, reward, cache, info
+    compare, tune, report, judge, export, lm_eval, power, config, selftest, losses, doctor, pairs, reward, cache, info,
 ):  # fmt: skip
     app.command()(command)
 

@@ -14,7 +14,7 @@ from prefopt.errors import UsageError, did_you_mean
 
 _WORDS: ContextVar[tuple[str, ...] | None] = ContextVar("words", default=None)
 # What a list becomes, by the option's name; anything else may be given more than once, or is refused.
-_COMMA = ("losses", "seeds", "track")
+_COMMA = ("losses", "seeds", "tasks", "track", "variants")
 
 
 def command_line() -> list[str]:

@@ -48,11 +48,13 @@ class Evaluation:
         samples: Its samples and their scores.
         pairs: Its held-out pairs; None for the reference.
         cost: Seconds of sampling and of evaluating.
+        neutral: Log-probabilities of plain sentences; empty for the reference.
     """
 
     samples: PolicySamples
     pairs: pd.DataFrame | None
     cost: dict[str, float]
+    neutral: Mapping[str, Sequence[float]]
 
 
 def write_reference(
@@ -101,6 +103,7 @@ def write_run(
         learning_rate=run.learning_rate,
         steps=run.counters.step,
         diversity=evaluation.samples.diversity if evaluation is not None else {},
+        neutral=evaluation.neutral if evaluation is not None else {},
     )
     cost = {**(evaluation.cost if evaluation is not None else {}), **_training_cost(run, bank)}
     _finish(folder, record, [*files, "history.csv", "adapter"], cost)

@@ -14,6 +14,7 @@ from prefopt.comparison.on_the_way import SampledOnTheWay
 from prefopt.comparison.record import Evaluation, Origin
 from prefopt.config.schema import Config, Train, Variant
 from prefopt.errors import DataError
+from prefopt.evaluate.neutral import neutral_text
 from prefopt.evaluate.samples import best_of_samples, draw_samples, sampled_together, score_samples
 from prefopt.model.generate import Sample
 from prefopt.prepare.materials import Materials
@@ -237,7 +238,9 @@ class SeedGroup:
             materials.model, slot, materials.prompts, samples, materials.task, proxy=self._proxy(origin)
         )
         pairs = heldout_frame(materials.model, run, materials.heldout, seed=seed) if run is not None else None
-        return Evaluation(scored, pairs, {"sample_s": sample_s, "evaluate_s": time.perf_counter() - began})
+        neutral = neutral_text(materials.model, slot) if run is not None else {}
+        cost = {"sample_s": sample_s, "evaluate_s": time.perf_counter() - began}
+        return Evaluation(scored, pairs, cost, neutral)
 
     def _samples(self, slot: int, seed: int) -> list[Sample]:
         """One policy's samples; those that were drawn in one batch with it are kept for their own evaluation."""

@@ -257,6 +257,17 @@ SECTIONS = (
     ),
     Section("text", "Length and diversity of samples", "Text", tables=("health", "text")),
     Section(
+        "neutral",
+        "Did abilities drop?",
+        "Abilities",
+        (
+            "Plain sentences that have nothing to do with the pairs, scored before and after training. A rise near "
+            "zero says that the policy still knows how people write; a large one that it has forgotten more than the "
+            "pairs asked for. It is a quick look and no benchmark: `prefopt lm-eval` measures abilities.",
+        ),
+        tables=("neutral",),
+    ),
+    Section(
         "cost",
         "Cost",
         "Cost",

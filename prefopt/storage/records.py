@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -35,6 +35,7 @@ class RunRecord:
         learning_rate: Of the run; None as ``loss``.
         steps: Optimizer steps taken; None as ``loss``.
         diversity: distinct1, distinct2 and compression of its samples; None for a failed run.
+        neutral: Of plain sentences: tokens, logps and ref_logps of each (nats, summed); empty where not measured.
         cost: From ``cost.json``: train_s, evaluate_s, sample_s, pairs, tokens, pairs_per_s, tokens_per_s and
             peak_memory_gib. Earlier versions kept them in ``run.json``.
         more: Fields that this version does not know.
@@ -52,6 +53,7 @@ class RunRecord:
     learning_rate: float | None = None
     steps: int | None = None
     diversity: Mapping[str, float] | None = None
+    neutral: Mapping[str, Sequence[float]] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
     more: Facts = field(default_factory=dict)
 
@@ -92,6 +94,7 @@ class RunRecord:
             "loss": self.loss,
             "learning_rate": self.learning_rate,
             "steps": self.steps,
+            "neutral": self.neutral,
         }
         return {**self.more, **always, **{k: v for k, v in where_known.items() if v is not None and v != {}}}
 
@@ -208,8 +211,8 @@ _LISTS = ("command", "earlier_commands", "seeds", "variants")
 # What a field of either file must be, by its name, and what the refusal calls that.
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     **dict.fromkeys(
-        ("files", "key", "conditions", "loss", "diversity", "cost", "config", "by_situation", "model", "reference",
-         "task", "data", "step", "hashes", "packages", "device", "code_files", "data_files"),
+        ("files", "key", "conditions", "loss", "diversity", "neutral", "cost", "config", "by_situation", "model",
+         "reference", "task", "data", "step", "hashes", "packages", "device", "code_files", "data_files"),
         ((dict,), "a JSON object"),
     ),
     **dict.fromkeys(("seeds", "variants", "earlier_commands"), ((list,), "a list")),

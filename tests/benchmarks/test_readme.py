@@ -31,4 +31,4 @@ def test_named_commands_exist() -> None:
     from prefopt.cli.app import app
 
     known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-    assert set(re.findall(r"(?:\$|`)\s*prefopt (\w+)", TEXT)) <= known
+    assert set(re.findall(r"(?:\$|`)\s*prefopt ([\w-]+)", TEXT)) <= known

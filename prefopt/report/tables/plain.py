@@ -106,6 +106,18 @@ PLAIN = (
         "On the policy's own samples.",
     ),
     Plain(
+        "neutral",
+        "Cross-entropy of plain text",
+        (
+            VARIANT,
+            Column("before", "before, nats a token", "number", 3, "Under the reference, the model before training."),
+            Column("after", "after, nats a token", "number", 3, "Under the trained policy, mean over seeds."),
+            Column("rise", "rise", "number", 3, "Positive: plain text has become less likely."),
+        ),
+        "neutral",
+        "Thirty sentences that no pair is about; 95 % intervals over seeds and sentences.",
+    ),
+    Plain(
         "rewards",
         "Gold reward of samples",
         (
