@@ -11,7 +11,7 @@ from prefopt.contract.tasks import register_task
 
 if TYPE_CHECKING:
     from prefopt import losses
-    from prefopt.cli.api import across, compare, export, judge, load, run
+    from prefopt.cli.api import across, compare, export, judge, load, run, tune
     from prefopt.contract.registry import loss_names, make_loss
     from prefopt.report.view import Results
 
@@ -38,13 +38,14 @@ __all__ = [
     "register",
     "register_task",
     "run",
+    "tune",
 ]
 # Where each name is that is imported when it is first asked for: the losses bring torch, the commands matplotlib.
 _LATER = {
     "Results": "prefopt.report.view",
     "loss_names": "prefopt.contract.registry",
     "make_loss": "prefopt.contract.registry",
-    **dict.fromkeys(("across", "compare", "export", "judge", "load", "run"), "prefopt.cli.api"),
+    **dict.fromkeys(("across", "compare", "export", "judge", "load", "run", "tune"), "prefopt.cli.api"),
 }
 
 

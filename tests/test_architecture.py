@@ -144,7 +144,7 @@ def test_public_names_are_pinned() -> None:
     assert sorted(prefopt.__all__) == [
         "ChosenRejected", "GroupLogps", "GroupLoss", "Loss", "OffScaleWarning", "PairLogps", "Results", "TokenStats",
         "__version__", "across", "compare", "export", "hyper", "judge", "load", "loss_names", "losses", "make_loss",
-        "register", "register_task", "run",
+        "register", "register_task", "run", "tune",
     ]  # fmt: skip
     assert all(hasattr(prefopt, name) for name in prefopt.__all__)
 

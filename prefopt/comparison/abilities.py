@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.config.load import parse_seeds
-from prefopt.contract.registry import split_labels
+from prefopt.contract.labels import split_labels
 from prefopt.errors import IncompleteError, MachineError, UsageError, did_you_mean
 from prefopt.report.cards import ADAPTER_CONFIG, base_of
 from prefopt.report.tables.table import Column, Table, to_frame, to_markdown
