@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from prefopt.cli import app
+from prefopt.storage.schema import LOCK
 
 ROWS = [
     {"prompt": f"the {animal} {i} sat", "chosen": f" on the mat {i}", "rejected": f" off the hat {i}"}
@@ -68,12 +69,14 @@ class Command:
 
 
 def snapshot(root: Path) -> dict[str, str]:
-    """Every file, folder and link below ``root`` with the hash of its content."""
+    """Every file, folder and link below ``root`` with the hash of its content; a lock says when it was held last."""
     files = {}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
         if path.is_symlink():
             files[name] = f"link to {path.readlink()}"
+        elif path.name == LOCK:
+            files[name] = "lock"
         else:
             files[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
     return files

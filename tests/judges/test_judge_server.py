@@ -92,7 +92,8 @@ def test_verdicts_controls_and_cache_with_a_server_of_others(tmp_path: Path, mod
     assert str(model) not in json.dumps(found)
     assert found["invalid_share"] == 0
     assert found["facts"]["completion_tokens"] == found["facts"]["calls"] > 0
-    assert [row.split()[0] for row in found["controls"].split("; ")] == ["identical", "constant", "empty", "injection"]
+    assert [row["control"] for row in found["controls"]] == ["identical", "constant", "empty", "injection"]
+    assert {row["variant"] for row in found["leaderboard"]} == {"better", "worse"}
     assert status == (4 if found["problems"] else 0)
     _compare_with_the_model_here(folder, model, found["judge"])
 
