@@ -18,7 +18,7 @@ from prefopt.config.schema import Train
 from prefopt.model import attention
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base, load_base
-from prefopt.model.generate import sample
+from prefopt.model.generate import Sampling, sample
 from prefopt.model.logps import pair_rows, response_logps, score_rows
 from prefopt.model.packing import pack, use_layout
 from prefopt.runtime.progress import Silent
@@ -156,7 +156,7 @@ def test_samples_do_not_depend_on_batch_mates(kind: str, cuda_base: Load) -> Non
     base = cuda_base(kind)
     model = shaken(base, 3)
     prompts = [p.prompt_ids for p in pairs(6)]
-    options = {"samples": 2, "max_new_tokens": 10, "temperature": 1.0, "seed": 3}
+    options = {"how": Sampling(samples=2, max_new_tokens=10), "seed": 3}
     together = sample(model, prompts, adapters=slice(0, 3), **options)
     for slot in range(3):
         alone = sample(model, prompts, adapters=slice(slot, slot + 1), **options)[0]

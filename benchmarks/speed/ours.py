@@ -19,7 +19,7 @@ from benchmarks.speed.cases import (
 from benchmarks.speed.side import Side
 from benchmarks.speed.workers import Gate
 from prefopt.data.order import pair_order
-from prefopt.model.generate import sample
+from prefopt.model.generate import Sampling, sample
 from prefopt.train.state import Run
 
 LOSSES = ("dpo", "cdpo", "simpo", "ipo")
@@ -110,8 +110,7 @@ def _sample_job(side: Side, *, adapters: int, prompts: int, samples: int, tokens
     def once(length: int) -> tuple[float, int]:
         began = time.perf_counter()
         sampled = sample(
-            side.model, prompt_ids, adapters=slice(0, adapters), samples=samples, max_new_tokens=length,
-            temperature=1.0, seed=side.case.seed,
+            side.model, prompt_ids, adapters=slice(0, adapters), how=Sampling(samples, length), seed=side.case.seed,
         )  # fmt: skip
         return time.perf_counter() - began, sum(len(s.tokens) for one in sampled for s in one)
 

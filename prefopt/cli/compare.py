@@ -47,6 +47,8 @@ def compare(
     losses: Annotated[str | None, typer.Option(help="Such as dpo,simpo[beta=2.5], or all.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Such as 0-2 or 0,3.")] = None,
     model: Model = None,
+    chat_template: Annotated[str | None, typer.Option(help="A file with the chat template to use.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="A folder with a LoRA adapter to start from.")] = None,
     data: Annotated[str | None, typer.Option(help="Your pairs: a file, or org/name[@revision][:split].")] = None,
     prompts: Annotated[str | None, typer.Option(help="Your prompts, to be answered and labelled by --reward.")] = None,
     reward: Annotated[str | None, typer.Option(help="imdb, rm:MODEL, bt:FOLDER or file.py:function.")] = None,
@@ -93,6 +95,8 @@ def compare(
 
     overrides = {
         "model.name": model,
+        "model.chat_template": chat_template,
+        "model.adapter": adapter,
         "data.source": data,
         "task.prompts": prompts,
         "task.reward": reward,

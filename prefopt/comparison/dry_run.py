@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,12 @@ from prefopt.config.schema import Config
 from prefopt.config.situation import settle_epochs, shown
 from prefopt.data import TokenPair
 from prefopt.evaluate.divergence import policy_and_reference
-from prefopt.evaluate.samples import Prompts, encode_all, sampled_together
+from prefopt.evaluate.samples import Prompts, encode_all, sampled_together, sampling
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base, load_base
 from prefopt.model.generate import Sample, rows_per_batch, sample
+from prefopt.model.source import check_adapter
+from prefopt.prepare.fitting import adapted, fitted
 from prefopt.prepare.onpolicy import task_prompts
 from prefopt.prepare.own_pairs import OwnPairs, own_pairs, read_pairs
 from prefopt.prepare.pairs import PreparedPairs
@@ -27,7 +29,7 @@ from prefopt.runtime.device import pick_device, wait
 from prefopt.runtime.progress import Progress
 from prefopt.storage.cache import require_writable
 from prefopt.tasks.base import Prompt, Task
-from prefopt.train.autosize import Fit, fit, step_seconds, together
+from prefopt.train.autosize import Fit, fit, step_seconds
 from prefopt.train.state import Run
 
 DECODE_STEPS = 3
@@ -68,10 +70,15 @@ def plan(config: Config, *, progress: Progress) -> dict[str, Any]:
     require_writable()
     task = load_tasks(config, device, progress).prompts
     progress.stage("loading the model", 0, 1)
-    base = load_base(settings.name, dtype=settings.dtype, quantization=settings.quantization, device=device)
+    if settings.adapter:
+        check_adapter(settings.adapter)
+    base = load_base(
+        settings.name, dtype=settings.dtype, quantization=settings.quantization,
+        chat_template=settings.chat_template, device=device,
+    )  # fmt: skip
     progress.stage("turning pairs into tokens", 0, 1)
     config, prepared = _pairs(config, own, task, base, progress)
-    model = AdaptedModel.wrap(base, config.lora, size=together(len(config.variants), device) + 1)
+    model = fitted(adapted(base, config, progress), config, prepared, progress)
     probe = _probe(config, model, prepared, progress)
     return {**_counts(config, model, prepared), **shown(config), **_estimates(config, probe, prepared)}
 
@@ -116,6 +123,7 @@ def _counts(config: Config, model: AdaptedModel, prepared: PreparedPairs) -> dic
         "fine-tune of the reference": f"{config.sft_steps} steps" if config.sft_steps else "none",
         "device": str(base.device),
         "weights": str(base.dtype).removeprefix("torch.") + ("" if base.packed else f", plain path: {base.why_plain}"),
+        "ends of a response": " ".join(base.tokenizer.convert_ids_to_tokens(list(base.ends))),
         "adapter parameters": model.adapters.params.shape[1],
     }
 
@@ -235,9 +243,7 @@ def _time_decoding(
             model,
             batch,
             adapters=adapters,
-            samples=evaluation.samples,
-            max_new_tokens=steps,
-            temperature=evaluation.temperature,
+            how=replace(sampling(evaluation), max_new_tokens=steps),
             seed=0,
         )
         wait(model.base.device)

@@ -95,6 +95,7 @@ def plan_of(config: Config, variant: Variant, materials: Materials, seed: int) -
         labelling=replace(pool.labelling, labels="argmax") if pool.by_judge and not variant.reward else pool.labelling,
         pairs_per_step=config.train.pairs_per_step,
         seed=seed,
+        top_p=pairs.top_p,
     )
 
 

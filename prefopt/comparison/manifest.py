@@ -97,6 +97,7 @@ def _model_facts(base: Base) -> dict[str, Any]:
         "hash": base.hash,
         "dtype": str(base.dtype).removeprefix("torch."),
         "parameters": sum(p.numel() for p in base.model.parameters() if p.device.type != "meta"),
+        "ends": " ".join(base.tokenizer.convert_ids_to_tokens(list(base.ends))),
         "packed": base.packed,
         "why_plain": base.why_plain,
     }

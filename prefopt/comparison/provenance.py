@@ -126,7 +126,7 @@ def conditions_of(shared: Conditions, config: Config, materials: Materials, vari
 # Settings that name files of the user's, by the name under which the manifest has their hashes.
 _FILES = {
     "source": "data.source", "heldout": "data.heldout", "eval_prompts": "data.eval_prompts",
-    "prompts": "task.prompts", "offpolicy": "pairs.offpolicy",
+    "prompts": "task.prompts", "offpolicy": "pairs.offpolicy", "chat_template": "model.chat_template",
 }  # fmt: skip
 # What may differ between two invocations: names, what is added, and what changes no run.
 _FREE: dict[str, Any] = {

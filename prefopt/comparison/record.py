@@ -11,6 +11,7 @@ import pandas as pd
 
 from prefopt.evaluate.samples import PolicySamples
 from prefopt.judges.gold import oracle_judgements
+from prefopt.model.adapted import AdaptedModel
 from prefopt.model.adapters import AdapterBank
 from prefopt.runtime import memory
 from prefopt.runtime.progress import Progress
@@ -77,7 +78,7 @@ def write_reference(
 
 
 def write_run(
-    folder: ResultsFolder, origin: Origin, run: Run, bank: AdapterBank, evaluation: Evaluation | None
+    folder: ResultsFolder, origin: Origin, run: Run, model: AdaptedModel, evaluation: Evaluation | None
 ) -> None:
     """Write one trained run's files, its record last, then drop its checkpoints.
 
@@ -85,7 +86,7 @@ def write_run(
         folder: The results folder.
         origin: Whose result it is.
         run: The trained run.
-        bank: Where its adapter is.
+        model: Has its adapter, and the tokenizer that lies beside it.
         evaluation: What its evaluation gave; None for a run that diverged.
     """
     path = folder.run(origin.variant, origin.seed)
@@ -94,7 +95,7 @@ def write_run(
     if run.sampled:
         write_frame(path / "sampled.parquet", pd.DataFrame(run.sampled, columns=list(SAMPLED_COLUMNS)))
         files.append("sampled.parquet")
-    bank.save(run.slot, path / "adapter")
+    model.adapters.save(run.slot, path / "adapter", model.base.tokenizer)
     record = origin.record(
         status="complete" if run.outcome.diverged_at is None else "diverged",
         diverged_at=run.outcome.diverged_at,
@@ -105,7 +106,7 @@ def write_run(
         diversity=evaluation.samples.diversity if evaluation is not None else {},
         neutral=evaluation.neutral if evaluation is not None else {},
     )
-    cost = {**(evaluation.cost if evaluation is not None else {}), **_training_cost(run, bank)}
+    cost = {**(evaluation.cost if evaluation is not None else {}), **_training_cost(run, model.adapters)}
     _finish(folder, record, [*files, "history.csv", "adapter"], cost)
 
 

@@ -216,7 +216,7 @@ class SeedGroup:
         try:
             if run.outcome.diverged_at is not None or not run.outcome.reason:
                 evaluation = None if run.outcome.reason else self._evaluate(run, origin, title)
-                record.write_run(self.folder, origin, run, self.materials.model.adapters, evaluation)
+                record.write_run(self.folder, origin, run, self.materials.model, evaluation)
                 return
         except Exception as problem:
             run.outcome.reason = f"{why_left(problem)} in its evaluation"

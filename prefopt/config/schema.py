@@ -27,11 +27,15 @@ class Model(Strict):
         name: ``smollm2-135m-instruct`` (embedded), a local folder, a GGUF file, or a hub id.
         dtype: Type of the frozen weights; ``auto`` is bfloat16 where the device multiplies it fast, else float32.
         quantization: ``nf4`` or ``int8`` weights through bitsandbytes, or ``none``.
+        chat_template: A file with the chat template to use in place of the tokenizer's own.
+        adapter: A folder with a LoRA adapter of this model, merged into it: the reference and every policy start there.
     """
 
     name: Place = EMBEDDED_MODEL
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: Literal["none", "nf4", "int8"] = "none"
+    chat_template: Place = ""
+    adapter: Place = ""
 
 
 class Task(Strict):
@@ -62,6 +66,10 @@ class Data(Strict):
         eval_prompts: Prompts to sample on, in the same forms; empty for those of the held-out pairs.
         on_bad_rows: ``refuse`` to stop at bad rows, ``drop`` to count and leave them out.
         max_length: Most tokens of prompt and response together; longer responses are cut and counted.
+        max_prompt_length: Most tokens of a prompt; all but one of ``max_length`` where it is not set.
+        cut_prompts: Cut longer prompts at their beginning, and count them, rather than refuse them. Without
+            ``max_prompt_length`` to what the longer response leaves, but not below half of ``max_length``.
+        merge_system: Put a system message that the chat template has no place for in front of the first user's.
         column_map: Names of your columns by ours, such as ``{prompt = "question"}``; ``-`` for one to leave out.
         dedup: Leave out rows that repeat an earlier one.
     """
@@ -72,6 +80,9 @@ class Data(Strict):
     eval_prompts: Place = ""
     on_bad_rows: Literal["refuse", "drop"] = "refuse"
     max_length: Positive = 1024
+    max_prompt_length: Positive | None = None
+    cut_prompts: bool = False
+    merge_system: bool = False
     column_map: dict[str, str] = Field(default_factory=dict)
     dedup: bool = False
 
@@ -103,11 +114,14 @@ class Lora(Strict):
         rank: Of the two matrices that are trained beside each target.
         alpha: Their product is multiplied by alpha / rank.
         targets: Layers that get an adapter: ``all-linear``, or names as PEFT takes them.
+        dropout: Share of the values of their inputs that adapters do not see while they are trained; which ones is the
+            same for every variant.
     """
 
     rank: Positive = 16
     alpha: Annotated[float, Field(gt=0)] = 32.0
     targets: str | list[str] = "all-linear"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class Train(Strict):
@@ -163,6 +177,8 @@ class Evaluation(Strict):
         temperature: Sampling temperature; the KL is that of the policy at temperature 1.
         best_of: Further responses of the reference to each prompt, from which the reward of the best of n is read; 0
             reads it from the ``samples``.
+        top_p: Only the most probable tokens that together have this probability are drawn; 1 for all.
+        stop: Texts that end a response, such as ``["\\nUser:"]``; none is part of it.
         delta: Half-width of the band around "no difference" inside which two win rates count as equal.
         every: Optimizer steps between evaluations of samples while a run trains, each as long as that at its end; 0
             for none.
@@ -176,6 +192,8 @@ class Evaluation(Strict):
     max_new_tokens: Positive = 24
     temperature: Annotated[float, Field(gt=0)] = 1.0
     best_of: Annotated[int, Field(ge=0, le=1024)] = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
     delta: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
     every: Count = 0
     validation_prompts: Count = 0
@@ -242,6 +260,8 @@ class Config(Strict, OpenSettings):
         """Steps of the reference's fine-tune: 40 for the embedded model on a task of ours, else 0 unless set."""
         if self.sft.steps is not None:
             return self.sft.steps
+        if self.model.adapter:
+            return 0
         return 40 if self.task.name == "imdb" and self.model.name == EMBEDDED_MODEL else 0
 
     def learning_rate(self, variant: Variant) -> float:

@@ -18,6 +18,7 @@ class Pairs(Strict):
         samples: Responses for each prompt; all their pairs are labelled.
         max_new_tokens: Longest response, in tokens.
         temperature: Sampling temperature.
+        top_p: Only the most probable tokens that together have this probability are drawn; 1 for all.
         labels: ``bradley-terry`` draws each label from sigmoid(scale * reward difference); ``argmax`` takes the larger.
         scale: Multiplies the reward difference; at 3 the embedded task has about one label in eight against the reward.
         label_noise: Share of the training labels that is flipped afterwards.
@@ -31,6 +32,7 @@ class Pairs(Strict):
     samples: Annotated[int, Field(ge=2, le=64)] = 4
     max_new_tokens: Positive = 24
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     labels: Literal["bradley-terry", "argmax"] = "bradley-terry"
     scale: Annotated[float, Field(gt=0)] = 3.0
     label_noise: Annotated[float, Field(ge=0, le=0.5)] = 0.0

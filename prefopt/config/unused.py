@@ -28,6 +28,10 @@ def _unused(config: Config) -> Iterator[tuple[str, str]]:
         yield from _given(config, "pairs", "with your own pairs, which are labelled already; leave it out")
     else:
         yield from _given(config, "data", "without pairs of your own; give --data FILE, or leave it out")
+    if config.model.chat_template and not (own or config.task.prompts):
+        yield "model.chat_template", "without chats of your own; give --data or --prompts FILE, or leave it out"
+    if config.model.adapter and _tunes(config):
+        yield "model.adapter", "where the reference is fine-tuned instead; leave out one of them"
     rewarded = bool(config.task.reward) or (config.task.name not in ("data", "prompts"))
     named = config.task.reward or config.pairs.reward or any(variant.reward for variant in config.variants)
     if not named:

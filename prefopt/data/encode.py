@@ -1,38 +1,29 @@
 """Text and chats to token ids, such that prompt and response can be told apart to the token.
 
 Prompt and response are tokenised apart, so that no token spans the boundary, and the response as a continuation,
-without the space that some tokenizers put in front of a text. Control tokens that stand in a row's own text are encoded
-as text; only a chat template's own become tokens. BOS comes from the tokenizer or the template, never from
-both; a response ends with one end token: the template's own where it writes one, else EOS.
+without the space that some tokenizers put in front of a text. What looks like a control token and is letters
+(``prefopt.data.control``) is encoded as letters. BOS comes from the tokenizer or the template, never from both; a
+response ends with one end token: the template's end of turn where it writes one, else EOS. What a template writes
+behind it is never sampled, and left out.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from prefopt.data.control import Control, Spelled
 from prefopt.data.problems import RowError, show
-from prefopt.data.render import MARK_END, MARK_START, control_pattern, mark, render_chats
+from prefopt.data.render import Chat, render_chats
+from prefopt.data.turns import Rendered, responses_of
 from prefopt.data.types import Message, Text
 from prefopt.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_MARKED = re.compile(f"{MARK_START}([^{MARK_END}]*){MARK_END}")
 _ANCHORS = ("\n", ":", "a")
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """One pair as marked text: the prompt, what follows it, and whether a template wrote it."""
-
-    prompt: str
-    chosen: str
-    rejected: str
-    chat: bool
 
 
 @dataclass(frozen=True)
@@ -41,14 +32,14 @@ class Encoder:
 
     Attributes:
         tokenizer: Turns text into ids.
-        control: Matches control tokens in text.
+        control: Its control tokens.
         bos: Ids that the tokenizer puts before a plain text: BOS or nothing.
         eos: The id of the EOS token.
         anchor: Text and ids to tokenise continuations after, or None where a text has no space put before it.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    control: re.Pattern[str]
+    control: Control
     bos: tuple[int, ...]
     eos: int
     anchor: tuple[str, tuple[int, ...]] | None
@@ -56,6 +47,7 @@ class Encoder:
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Encoder:
         """Look these facts up.
+
         Raises:
             UsageError: If the tokenizer has no EOS token.
         """
@@ -66,24 +58,27 @@ class Encoder:
         start = next((i for i in range(len(special)) if special[i : i + len(plain)] == plain), 0)
         return cls(
             tokenizer=tokenizer,
-            control=control_pattern(tokenizer),
+            control=Control.of(tokenizer),
             bos=tuple(special[:start]),
             eos=int(tokenizer.eos_token_id),
             anchor=_find_anchor(tokenizer, plain),
         )
 
-    def encode(self, texts: Sequence[str], *, start: bool) -> list[list[int]]:
-        """Ids of marked texts, without BOS and EOS.
+    def id_of(self, token: str) -> int | None:
+        """The id of a control token, or None for an empty text."""
+        return int(self.tokenizer.convert_tokens_to_ids(token)) if token else None
+
+    def encode(self, texts: Sequence[Spelled], *, start: bool) -> list[list[int]]:
+        """Ids of texts, without BOS and EOS.
 
         Args:
-            texts: Control tokens between marks become text, all others control tokens.
+            texts: Control tokens in their spans are encoded as letters, all others as control tokens.
             start: Whether the texts begin a sequence, rather than continue one.
 
         Raises:
-            RowError: If the tokenizer knows a marked control token in no other form.
+            RowError: If the tokenizer knows one that is letters in no other form.
         """
-        pieces = [_MARKED.split(text) for text in texts]
-        # Pieces alternate: the template's or the row's text, a marked token, text, and so on.
+        pieces = [text.pieces() for text in texts]
         starts = [split[0] if start else "" for split in pieces]
         rest = [piece for split in pieces for i, piece in enumerate(split) if i % 2 == 0 and (i or not start)]
         start_ids, rest_ids = iter(self._ids(starts)), iter(self._continue(rest))
@@ -127,24 +122,32 @@ class Encoder:
             raise RowError("DATA026", f"the control token {show(token)} cannot be encoded as text")
         return ids
 
-    def prompts(self, texts: Sequence[str], *, chat: bool) -> list[list[int]]:
-        """Ids of marked prompts; a template has written its own BOS, if any."""
+    def prompts(self, texts: Sequence[Spelled], *, chat: bool) -> list[list[int]]:
+        """Ids of prompts; a template has written its own BOS, if any."""
         before = [] if chat else list(self.bos)
         return [before + ids for ids in self.encode(texts, start=True)]
 
-    def responses(self, texts: Sequence[str], *, chat: bool) -> list[list[int]]:
-        """Ids of marked responses, each with its end token."""
-        cut = [self._cut_after_end(text) if chat else (text, False) for text in texts]
+    def responses(self, texts: Sequence[Spelled], *, chat: bool, end: str = "") -> list[list[int]]:
+        """Ids of responses, each with its end token; ``end`` is the template's end of turn."""
+        cut = [self._cut_after_end(text, end) if chat else (text, False) for text in texts]
         ids = self.encode([text for text, _ in cut], start=False)
         return [tokens if ended else [*tokens, self.eos] for tokens, (_, ended) in zip(ids, cut, strict=True)]
 
-    def _cut_after_end(self, text: str) -> tuple[str, bool]:
-        """A template's response without what follows its end token, and whether there is one."""
-        last = max((match.end() for match in self.control.finditer(text)), default=0)
-        # A marked token is followed by its mark, which is no white space.
-        if last and not text[last:].strip():
-            return text[:last], True
-        return text.rstrip("\n"), False
+    def _cut_after_end(self, text: Spelled, end: str) -> tuple[Spelled, bool]:
+        """A template's response up to its end of turn, and whether there is one."""
+        written = list(self.control.written(text))
+        turn = next((match.end() for match in written if end and match[0] == end), 0)
+        if turn and not self.control.tokens.sub("", text.text[turn:]).strip():
+            return text.part(0, turn), True
+        last = max((match.end() for match in written), default=0)
+        if last and not text.text[last:].strip() and not _is_closing(text.text[:last]):
+            return text.part(0, last), True
+        return text.part(0, len(text.text.rstrip("\n"))), False
+
+
+def _is_closing(text: str) -> bool:
+    """Whether a text ends with a tag such as ``</tool_call>``, which ends no turn."""
+    return text.endswith(">") and text.rpartition("<")[2].startswith("/") and not text.endswith("</s>")
 
 
 def _find_anchor(tokenizer: PreTrainedTokenizerBase, plain: list[int]) -> tuple[str, tuple[int, ...]] | None:
@@ -159,20 +162,23 @@ def _find_anchor(tokenizer: PreTrainedTokenizerBase, plain: list[int]) -> tuple[
     return None
 
 
-def render_pairs(rows: Sequence[tuple[Text, Text, Text]], encoder: Encoder) -> list[Rendered | RowError]:
-    """(prompt, chosen, rejected) of each row as marked text."""
-    chats: list[tuple[tuple[Message, ...], bool]] = []
-    for prompt, chosen, rejected in rows:
+def render_pairs(
+    rows: Sequence[tuple[Text, Text, Text]], encoder: Encoder, *, merge_system: bool = False
+) -> list[Rendered | RowError]:
+    """(prompt, chosen, rejected) of each row as text."""
+    chats: list[Chat] = []
+    for prompt, *responses in rows:
         if not isinstance(prompt, str):
-            chats += [(prompt, True), (prompt + _turns(chosen), False), (prompt + _turns(rejected), False)]
-    texts = iter(render_chats(chats, encoder.tokenizer, encoder.control))
+            chats += [Chat(prompt, True), *(Chat(prompt + _turns(response), False) for response in responses)]
+    texts = iter(render_chats(chats, encoder.tokenizer, encoder.control, merge_system=merge_system))
     rendered: list[Rendered | RowError] = []
-    for row in rows:
-        if isinstance(row[0], str):
-            prompt, chosen, rejected = (mark(str(text), encoder.control) for text in row)
-            rendered.append(Rendered(prompt, chosen, rejected, chat=False))
+    for prompt, chosen, rejected in rows:
+        if isinstance(prompt, str):
+            one, other = (Spelled.of(str(text), encoder.control.said) for text in (chosen, rejected))
+            rendered.append(Rendered(Spelled.of(prompt, encoder.control.tokens), one, other, chat=False))
         else:
-            rendered.append(_responses(next(texts), next(texts), next(texts)))
+            last = [_turns(response)[-1] for response in (chosen, rejected)]
+            rendered.append(responses_of(next(texts), [next(texts), next(texts)], last, encoder.control.said))
     return rendered
 
 
@@ -180,31 +186,15 @@ def _turns(response: Text) -> tuple[Message, ...]:
     return (Message("assistant", response),) if isinstance(response, str) else response
 
 
-def _responses(prompt: str | RowError, *wholes: str | RowError) -> Rendered | RowError:
-    """The responses of two rendered conversations: what follows their rendered prompt."""
-    if isinstance(prompt, RowError):
-        return prompt
-    responses = []
-    for whole in wholes:
-        if isinstance(whole, RowError):
-            return whole
-        if not whole.startswith(prompt) or whole == prompt:
-            return RowError(
-                "DATA027",
-                "the template renders the prompt differently once a response follows, so the two cannot be told apart",
-                fix="choose a model whose template does not, or give the rows as text",
-            )
-        responses.append(whole[len(prompt) :])
-    return Rendered(prompt, responses[0], responses[1], chat=True)
-
-
-def encode_prompts(prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def encode_prompts(
+    prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, *, merge_system: bool = False
+) -> list[list[int]]:
     """Ids that responses are sampled after; a chat ends with the beginning of an assistant's turn.
 
     Raises:
         DataError: If the template refuses a chat, or a control token cannot be encoded as text.
     """
-    return _encode_texts(prompts, tokenizer, generation=True)
+    return _encode_texts(prompts, tokenizer, generation=True, merge_system=merge_system)
 
 
 def encode_conversations(chats: Sequence[tuple[Message, ...]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -216,16 +206,22 @@ def encode_conversations(chats: Sequence[tuple[Message, ...]], tokenizer: PreTra
     return _encode_texts(chats, tokenizer, generation=False)
 
 
-def _encode_texts(prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, *, generation: bool) -> list[list[int]]:
+def _encode_texts(
+    prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, *, generation: bool, merge_system: bool = False
+) -> list[list[int]]:
     encoder = Encoder.of(tokenizer)
-    chats = [(prompt, generation) for prompt in prompts if not isinstance(prompt, str)]
-    rendered = iter(render_chats(chats, tokenizer, encoder.control))
+    chats = [Chat(prompt, generation) for prompt in prompts if not isinstance(prompt, str)]
+    rendered = iter(render_chats(chats, tokenizer, encoder.control, merge_system=merge_system))
     encoded = []
     for i, prompt in enumerate(prompts):
         try:
-            text = mark(prompt, encoder.control) if isinstance(prompt, str) else next(rendered)
-            if isinstance(text, RowError):
-                raise text
+            if isinstance(prompt, str):
+                text = Spelled.of(prompt, encoder.control.tokens)
+            else:
+                chat = next(rendered)
+                if isinstance(chat, RowError):
+                    raise chat
+                text = chat.text
             encoded += encoder.prompts([text], chat=not isinstance(prompt, str))
         except RowError as problem:
             raise DataError(problem.describe("prompt" if generation else "conversation", i + 1)) from None
@@ -253,6 +249,6 @@ def encode_response(response: Text, tokenizer: PreTrainedTokenizerBase, *, promp
         (rendered,) = render_pairs([(prompt, response, response)], encoder)
         if isinstance(rendered, RowError):
             raise rendered
-        return encoder.responses([rendered.chosen], chat=rendered.chat)[0]
+        return encoder.responses([rendered.chosen], chat=rendered.chat, end=rendered.end)[0]
     except RowError as problem:
         raise DataError(problem.describe("response", 0)) from None

@@ -38,6 +38,7 @@ def pair_facts(sources: Sequence[LoadedPairs], train: TokenizedPairs, heldout: T
         "score_contradictions": sum(report.score_contradictions for report in reports),
         "truncated_chosen": train.truncated_chosen,
         "truncated_rejected": train.truncated_rejected,
+        "truncated_prompts": train.truncated_prompts,
         "no_eos_chosen": train.no_eos_chosen,
         "no_eos_rejected": train.no_eos_rejected,
         "control_tokens": train.control_tokens + heldout.control_tokens,

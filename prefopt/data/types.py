@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 BadRows = Literal["refuse", "drop"]
 
 
 class Message(NamedTuple):
-    """One turn of a conversation; ``role`` is system, user, assistant or tool."""
+    """One turn of a conversation, as chat templates take it.
+
+    Attributes:
+        role: system, user, assistant or tool.
+        content: What is said; may be empty where there are tool calls.
+        reasoning_content: The thought before it, where the row gives it apart.
+        tool_calls: A JSON list of calls, each with a function's name and arguments; empty for none.
+        name: Of the tool that answers.
+        tool_call_id: Which call a tool answers.
+    """
 
     role: str
     content: str
+    reasoning_content: str = ""
+    tool_calls: str = ""
+    name: str = ""
+    tool_call_id: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The message as rows and templates have it: role, content (None beside calls), and the keys that say more."""
+        message: dict[str, Any] = {key: value for key, value in self._asdict().items() if value or key == "role"}
+        message.setdefault("content", None if self.tool_calls else "")
+        if self.tool_calls:
+            message["tool_calls"] = json.loads(self.tool_calls)
+        return message
 
 
 Text = str | tuple[Message, ...]
@@ -165,6 +187,8 @@ class TokenizedPairs:
         no_eos_rejected: Likewise.
         control_tokens: Control tokens found in the rows' own text and encoded as text.
         boundary_merges: Pairs in which tokenising prompt and chosen in one piece would have merged the boundary.
+        truncated_prompts: Prompts that lost their beginning to the length limit.
+        ends: The tokens with which responses end.
         dropped: Rows left out, by reason.
         warnings: Sentences for the user.
     """
@@ -176,5 +200,7 @@ class TokenizedPairs:
     no_eos_rejected: float
     control_tokens: int
     boundary_merges: int
+    truncated_prompts: int = 0
+    ends: tuple[int, ...] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()

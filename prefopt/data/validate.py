@@ -14,14 +14,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefopt.data.formats import readable
+from prefopt.data.messages import check_characters, read_message, texts_of
 from prefopt.data.parse import type_name
 from prefopt.data.problems import RowError, or_drop, show
 from prefopt.data.types import Message, Pair, Text
 
-ROLES = ("system", "user", "assistant", "tool")
 _HH_TURN = "\n\nAssistant:"
 _HH_HUMAN = "\n\nHuman:"
-_SURROGATE = re.compile("[\ud800-\udfff]")
 # What other programs write as a number; float() reads 1_000 and the digits of every script besides.
 _NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)", re.ASCII | re.IGNORECASE)
 _LARGEST_SCORE = 3.4e38  # of float32, in which losses compute
@@ -36,7 +35,9 @@ def prompt_key(prompt: Text) -> str:
     """What two prompts must share to count as the same."""
     if isinstance(prompt, str):
         return normalise(prompt)
-    return "\x1e".join(f"{message.role}\x1f{normalise(message.content)}" for message in prompt)
+    return "\x1e".join(
+        "\x1f".join((message.role, *(normalise(text) for text in texts_of(message) if text))) for message in prompt
+    )
 
 
 def make_pair(columns: Mapping[str, Any], *, has_prompt: bool, max_row_bytes: int, row: int) -> Pair:
@@ -122,7 +123,7 @@ def _with_system(columns: Mapping[str, Any], prompt: Text, chosen: Text, rejecte
 
 
 def _contents(value: Text) -> list[str]:
-    return [value] if isinstance(value, str) else [message.content for message in value]
+    return [value] if isinstance(value, str) else [text for message in value for text in texts_of(message)]
 
 
 def _text(columns: Mapping[str, Any], name: str) -> Text:
@@ -133,40 +134,12 @@ def _text(columns: Mapping[str, Any], name: str) -> Text:
         raise RowError("DATA004", "the value is null", field=name)
     value = readable(value, name)
     if isinstance(value, str):
-        return _characters(value, name, "")
+        return check_characters(value, name, "")
     if not isinstance(value, list):
         raise RowError("DATA006", f"text or a list of messages is wanted; this is {type_name(value)}", field=name)
     if not value:
         raise RowError("DATA015", "the list of messages is empty", field=name)
-    return tuple(_message(item, name, i) for i, item in enumerate(value, start=1))
-
-
-def _message(item: Any, name: str, number: int) -> Message:
-    if not isinstance(item, dict):
-        raise RowError(
-            "DATA006",
-            f"message {number} is {type_name(item)}; each is an object with role and content",
-            field=name,
-        )
-    role, content = item.get("role"), item.get("content")
-    if role not in ROLES:
-        known = ", ".join(ROLES)
-        got = "no role" if role is None else f"role {show(role)}"
-        raise RowError("DATA023", f"message {number} has {got}; it is one of {known}", field=name)
-    if not isinstance(content, str):
-        got = "no content" if content is None else f"content that is {type_name(content)}"
-        raise RowError("DATA023", f"message {number} has {got}; text is wanted", field=name)
-    if item.get("tool_calls"):
-        raise RowError("DATA023", f"message {number} has tool_calls, which cannot be compared as text", field=name)
-    return Message(role, _characters(content, name, f"message {number}, "))
-
-
-def _characters(text: str, name: str, place: str) -> str:
-    if half := _SURROGATE.search(text):
-        raise RowError("DATA011", f"{place}character {half.start() + 1} is half of a surrogate pair", field=name)
-    if "\x00" in text:
-        raise RowError("DATA012", f"{place}character {text.index(chr(0)) + 1} is NUL", field=name)
-    return text
+    return tuple(read_message(item, name, i) for i, item in enumerate(value, start=1))
 
 
 def _score(columns: Mapping[str, Any], name: str) -> float | None:
@@ -186,10 +159,18 @@ def _score(columns: Mapping[str, Any], name: str) -> float | None:
 
 
 def _check_not_empty(value: Text, name: str) -> None:
-    for i, text in enumerate(_contents(value), start=1):
-        if all(unicodedata.category(character)[0] in "ZC" for character in text):
-            place = "" if isinstance(value, str) else f"message {i} is "
-            raise RowError("DATA015", f"{place}empty or only white space", field=name)
+    if isinstance(value, str):
+        if _blank(value):
+            raise RowError("DATA015", "empty or only white space", field=name)
+        return
+    for i, message in enumerate(value, start=1):
+        # A system message that says nothing is what data sets write for none.
+        if message.role != "system" and not message.tool_calls and _blank(message.content):
+            raise RowError("DATA015", f"message {i} is empty or only white space", field=name)
+
+
+def _blank(text: str) -> bool:
+    return all(unicodedata.category(character)[0] in "ZC" for character in text)
 
 
 def _check_different(chosen: Text, rejected: Text) -> None:

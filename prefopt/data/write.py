@@ -22,7 +22,7 @@ def pairs_to_rows(pairs: Iterable[Pair]) -> list[dict[str, Any]]:
 
 
 def _plain(value: Text) -> Any:
-    return value if isinstance(value, str) else [message._asdict() for message in value]
+    return value if isinstance(value, str) else [message.as_dict() for message in value]
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

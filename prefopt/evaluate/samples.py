@@ -20,7 +20,7 @@ from prefopt.evaluate.diversity import diversity
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.adapters import AdapterBank
 from prefopt.model.base import Base
-from prefopt.model.generate import Sample, sample
+from prefopt.model.generate import Sample, Sampling, sample
 from prefopt.model.logps import RESPONSES_PER_ROW, score_rows
 from prefopt.model.packing import Row
 from prefopt.runtime.seeding import derive_seed
@@ -80,6 +80,13 @@ def sampled_together(adapters: AdapterBank, slot: int) -> slice:
     return slice(slot, slot + 1) if adapters.params.device.type == "cpu" else slice(0, adapters.params.shape[0])
 
 
+def sampling(settings: Evaluation) -> Sampling:
+    """How policies are sampled for their evaluation."""
+    return Sampling(
+        settings.samples, settings.max_new_tokens, settings.temperature, settings.top_p, tuple(settings.stop)
+    )
+
+
 def draw_samples(
     model: AdaptedModel, slots: slice, prompts: Prompts, settings: Evaluation, *, seed: int
 ) -> dict[int, list[Sample]]:
@@ -88,9 +95,7 @@ def draw_samples(
         model,
         prompts.ids,
         adapters=slots,
-        samples=settings.samples,
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
+        how=sampling(settings),
         seed=seed,
     )
     return dict(zip(range(slots.start, slots.stop), by_adapter, strict=True))
@@ -115,7 +120,7 @@ def score_samples(
         task: The gold reward.
         proxy: What the policy was trained by in its place; its rewards are the column ``proxy``.
     """
-    responses = [model.base.decode(s.tokens) for s in samples]
+    responses = [s.text(model.base) for s in samples]
     texts = [prompts.texts[s.prompt] for s in samples]
     sources = [(prompts.sources or prompts.texts)[s.prompt] for s in samples]
     kl, logp, ref_logp = policy_and_reference(model, slot, prompts.ids, samples)
@@ -147,9 +152,7 @@ def best_of_samples(
         model,
         prompts.ids,
         adapters=None,
-        samples=settings.samples,
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
+        how=sampling(settings),
         seed=derive_seed(seed, "best_of"),
     )[0]
     per_row = RESPONSES_PER_ROW if model.base.packed else 1
@@ -162,6 +165,6 @@ def best_of_samples(
     with model.off():
         logps = score_rows(model.base, rows)
     sources = [(prompts.sources or prompts.texts)[s.prompt] for s in samples]
-    rewards = task.reward(sources, [model.base.decode(s.tokens) for s in samples])
+    rewards = task.reward(sources, [s.text(model.base) for s in samples])
     values = ([s.prompt for s in samples], [s.number for s in samples], rewards, logps)
     return pd.DataFrame(dict(zip(BEST_OF_COLUMNS, values, strict=True)))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prefopt.config.schema import Lora
 from prefopt.model.adapters import AdapterBank
@@ -32,9 +33,19 @@ class AdaptedModel:
         return cls(
             base,
             AdapterBank(
-                base.model, size=size, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, device=base.device
+                base.model,
+                size=size,
+                rank=lora.rank,
+                alpha=lora.alpha,
+                targets=lora.targets,
+                dropout=lora.dropout,
+                device=base.device,
             ),
         )
+
+    def ending(self, ends: Iterable[int]) -> AdaptedModel:
+        """The same model, whose responses end with these tokens, too."""
+        return replace(self, base=replace(self.base, ends=tuple(sorted({*self.base.ends, *ends}))))
 
     def use(self, slots: slice) -> AbstractContextManager[None]:
         """Run neighbouring adapters, one copy of the batch for each, without gradients."""

@@ -10,6 +10,7 @@ Shapes: K adapters, P parameters of one, k active ones, T tokens each, r rank, i
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from prefopt.errors import UsageError
+from prefopt.model.dropout import dropped
+from prefopt.model.packing import PackedRows, layout_in_use
 from prefopt.model.source import as_loaded
+from prefopt.model.targets import check_layers, target_modules
 from prefopt.runtime.seeding import generator
 from prefopt.storage.folders import fill_folder
 
@@ -32,7 +36,8 @@ from prefopt.storage.folders import fill_folder
 class Matrices(NamedTuple):
     """One site's active adapters: A (k, r, in) and B (k, out, r) in the base's type, and the scale of their product.
 
-    ``gradients`` are float32 views of the bank's, and ``anchor`` is an empty tensor that asks autograd for them.
+    ``gradients`` are float32 views of the bank's, ``anchor`` is an empty tensor that asks autograd for them, and
+    ``dropout`` is the share of the input's values that the adapter does not see.
     """
 
     a: Tensor
@@ -40,6 +45,7 @@ class Matrices(NamedTuple):
     scale: float
     gradients: tuple[Tensor, Tensor] | None = None
     anchor: Tensor | None = None
+    dropout: float = 0.0
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -101,10 +107,17 @@ class _LoraLinear(torch.autograd.Function):
 def _forward(layer: LoraLayer, bank: AdapterBank, site: int, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """What an adapted layer computes: its base alone, or with the active adapters' deltas."""
     base = layer.base_layer
+    out: Tensor
     if bank.active is None:
-        out: Tensor = base(x, *args, **kwargs)
+        out = base(x, *args, **kwargs)
         return out
     active = bank.active[site]
+    layout = layout_in_use()
+    if active.dropout and isinstance(layout, PackedRows) and layout.keys is not None:
+        seen = dropped(x, layout, site, active.dropout)
+        out = _LoraLinear.apply(seen, active.anchor, None, None, active)  # type: ignore[no-untyped-call]
+        out = out + base(x, *args, **kwargs)
+        return out
     plain = type(base) is nn.Linear  # others, such as quantized layers, multiply by kernels of their own
     weight, bias = (base.weight, base.bias) if plain else (None, None)
     y: Tensor = _LoraLinear.apply(x, active.anchor, weight, bias, active)  # type: ignore[no-untyped-call]
@@ -135,6 +148,7 @@ class AdapterBank:
         rank: r.
         alpha: LoRA's alpha; the delta is scaled by alpha / r.
         targets: PEFT's target modules: ``"all-linear"`` or suffixes of module names.
+        dropout: Share of the values of their inputs that adapters do not see while they are trained.
         device: Where the numbers live.
 
     Raises:
@@ -154,25 +168,30 @@ class AdapterBank:
         rank: int,
         alpha: float,
         targets: str | Sequence[str] = "all-linear",
+        dropout: float = 0.0,
         device: torch.device | str = "cpu",
     ) -> None:
         config = LoraConfig(
             r=rank,
             lora_alpha=alpha,
-            target_modules=targets if isinstance(targets, str) else list(targets),
+            lora_dropout=dropout,
+            target_modules=target_modules(base, targets),
             task_type="CAUSAL_LM",
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
         )
         try:
             # Its own matrices stay without storage (on the meta device): the numbers are in self.params.
-            self.peft: Any = get_peft_model(base, config, low_cpu_mem_usage=True)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")  # refused below
+                self.peft: Any = get_peft_model(base, config, low_cpu_mem_usage=True)
         except ValueError as problem:
             raise UsageError(f"lora.targets = {targets!r} does not fit this model: {problem}") from None
         settings = self.peft.peft_config["default"]
         settings.target_modules = sorted(
             settings.target_modules
         )  # a set, which each process would write in another order
-        self.scale = alpha / rank
+        check_layers(self.peft, base, targets)
+        self.scale, self.dropout = alpha / rank, dropout
         self.sites: list[Site] = []
         end = 0
         for name, layer in self.peft.named_modules():
@@ -206,12 +225,18 @@ class AdapterBank:
 
     @contextmanager
     def train(self, slots: slice) -> Iterator[None]:
-        """Run the model with the adapters of ``slots`` stacked; their gradients go to ``grads``."""
+        """Run the model with the adapters of ``slots`` stacked; their gradients go to ``grads``.
+
+        There is dropout where the layout in use has keys for it.
+        """
         # Autograd calls backward only below something that wants a gradient, and x wants none in the first layers.
         anchor = torch.zeros(0, device=self.params.device, requires_grad=True)
         sums = self.views(self.grads[slots])
         with self._activate(
-            [m._replace(gradients=g, anchor=anchor) for m, g in zip(self._matrices(slots), sums, strict=True)]
+            [
+                m._replace(gradients=g, anchor=anchor, dropout=self.dropout)
+                for m, g in zip(self._matrices(slots), sums, strict=True)
+            ]
         ):
             yield
 
@@ -244,8 +269,8 @@ class AdapterBank:
         """First 16 hex digits of the SHA-256 of adapter ``index``'s bytes."""
         return hashlib.sha256(self.params[index].cpu().numpy().tobytes()).hexdigest()[:16]
 
-    def save(self, index: int, folder: Path) -> None:
-        """Write adapter ``index`` as a PEFT folder, loadable with ``PeftModel.from_pretrained``."""
+    def save(self, index: int, folder: Path, tokenizer: Any = None) -> None:
+        """Write adapter ``index`` as a PEFT folder, loadable with ``PeftModel.from_pretrained``, with its tokenizer."""
         layers = dict(self.peft.named_modules())
         with torch.no_grad():
             for (a, b), site in zip(self.views(self.params[index : index + 1].cpu()), self.sites, strict=True):
@@ -260,6 +285,8 @@ class AdapterBank:
         def fill(temporary: Path) -> None:
             self.peft.save_pretrained(temporary, safe_serialization=True, save_embedding_layers=False)
             (temporary / "README.md").unlink(missing_ok=True)  # PEFT's blank model card
+            if tokenizer is not None:
+                tokenizer.save_pretrained(temporary)
 
         fill_folder(folder, fill)
 

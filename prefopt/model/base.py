@@ -23,7 +23,7 @@ from prefopt.data import Text, encode_prompts
 from prefopt.errors import MachineError, PrefoptError
 from prefopt.model.checks import check_folder, check_loaded, first_line
 from prefopt.model.packing import ATTENTION, PackedRows, Row, UnsupportedAttention, pack, use_layout
-from prefopt.model.source import local_folder, revision, weights_hash
+from prefopt.model.source import local_folder, read_template, revision, weights_hash
 from prefopt.runtime.device import pick_dtype
 from prefopt.storage.hashing import digest
 
@@ -49,6 +49,10 @@ class Base:
         packed: Whether rows run end to end with a shared prefix; else they are padded, each response by itself.
         why_plain: The reason where ``packed`` is False.
         revision: The commit of a hub's model, else empty.
+        ends: The tokens that end a response: the tokenizer's EOS, those of the model's generation settings, and, once
+            pairs are there, those with which their responses end.
+        own_attention: The attention that the model itself uses.
+        cached: Whether it decodes with a cache of what it has read; else it reads everything again for each token.
     """
 
     model: Any
@@ -60,6 +64,9 @@ class Base:
     packed: bool = True
     why_plain: str = ""
     revision: str = ""
+    ends: tuple[int, ...] = ()
+    own_attention: str = "eager"
+    cached: bool = True
 
     @property
     def head(self) -> Tensor:
@@ -84,7 +91,9 @@ class Base:
         return [tuple(ids) for ids in encode_prompts(prompts, self.tokenizer)]
 
     def decode(self, tokens: Sequence[int], *, control: bool = False) -> str:
-        """Tokens as text, to the letter; without control tokens (the end of a response) unless ``control``."""
+        """Tokens as text, to the letter; without control tokens and the end of a response unless ``control``."""
+        while not control and tokens and tokens[-1] in self.ends:
+            tokens = tokens[:-1]
         text: str = self.tokenizer.decode(
             list(tokens), skip_special_tokens=not control, clean_up_tokenization_spaces=False
         )
@@ -114,16 +123,20 @@ class Base:
         return out.flatten(0, 1)[rows.grid]  # (K*N*S, V) without the places of padding
 
 
-def load_base(name: str, *, dtype: str = "auto", quantization: str = "none", device: torch.device) -> Base:
+def load_base(
+    name: str, *, dtype: str = "auto", quantization: str = "none", chat_template: str = "", device: torch.device
+) -> Base:
     """Load a model for training adapters on it.
 
     Args:
         name: The embedded model's name, a local folder, a GGUF file, or a hub id.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
         quantization: ``none``, ``nf4`` or ``int8``.
+        chat_template: A file with the template to use in place of the tokenizer's own.
         device: Where it goes.
 
     Raises:
+        UsageError: If the template's file cannot be read.
         MachineError: If the model cannot be had or read, or the machine lacks what the quantization needs.
     """
     torch_dtype = pick_dtype(dtype, device)
@@ -146,13 +159,34 @@ def load_base(name: str, *, dtype: str = "auto", quantization: str = "none", dev
         why = "no code of a model is ever run, and it needs its own" if "trust_remote" in str(problem) else ""
         raise MachineError(f"model {name}: cannot be loaded: {why or first_line(problem)}") from None
     check_loaded(name, model, tokenizer, info)
+    if chat_template:
+        tokenizer.chat_template = read_template(chat_template)
     if quantization == "none":
         model.to(device)
     model.requires_grad_(False)
     model.eval()
     key = digest([weights_hash(folder), str(torch_dtype), quantization])
-    base = Base(model, tokenizer, name, key, torch_dtype, device, revision=revision(Path(folder)))
-    return choose_path(base)
+    return choose_path(
+        Base(
+            model,
+            tokenizer,
+            name,
+            key,
+            torch_dtype,
+            device,
+            revision=revision(Path(folder)),
+            ends=end_tokens(model, tokenizer),
+            own_attention=model.config._attn_implementation,
+        )
+    )
+
+
+def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The tokenizer's EOS and those of the model's generation settings, which chat models have several of."""
+    settings = getattr(model, "generation_config", None)
+    more = getattr(settings, "eos_token_id", None)
+    more = more if isinstance(more, list | tuple) else [] if more is None else [more]
+    return tuple(sorted({int(tokenizer.eos_token_id), *map(int, more)}))
 
 
 def _own_attention(folder: str) -> dict[str, str]:
@@ -167,7 +201,6 @@ def choose_path(base: Base) -> Base:
     Models whose layers mix tokens other than by plain attention (state-space models, soft-capped scores, a sliding
     window shorter than a row) are found by comparing the two on random tokens.
     """
-    own = base.model.config._attn_implementation
     why = _head_transform(base)
     if not why:
         source = torch.Generator().manual_seed(0)
@@ -191,10 +224,13 @@ def choose_path(base: Base) -> Base:
                     why = f"packed rows differ from padded ones by {float(error.max()):.2g} nats"
             except (UnsupportedAttention, AttributeError, TypeError, ValueError, RuntimeError, KeyError) as problem:
                 why = first_line(problem)
-    if why:
-        base.model.set_attn_implementation(own)
-        return replace(base, packed=False, why_plain=why)
-    return base
+    return plain_path(base, why) if why else base
+
+
+def plain_path(base: Base, why: str) -> Base:
+    """``base`` with padded rows and its own attention, for a reason."""
+    base.model.set_attn_implementation(base.own_attention)
+    return replace(base, packed=False, why_plain=why)
 
 
 def _head_transform(base: Base) -> str:

@@ -9,24 +9,44 @@ C slots of a chunk, c of a tile, H heads, H' key heads, D head size, d hidden si
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
+from prefopt.model.decoders import Decoder, make_decoder
 from prefopt.model.head import chunks, tiles
-from prefopt.model.packing import PackedRows, Row, pack, to_device, use_layout
+from prefopt.model.noise import exponential
+from prefopt.model.packing import to_device
 from prefopt.runtime.seeding import derive_seed
 
 # Counted up whenever the same question would draw other tokens: responses that are kept on disk name it.
 SAMPLER_VERSION = 1
 ROWS_PER_BATCH = {"cpu": 768, "other": 4096}
 COMPACT_EVERY = 8  # steps between droppings of slots that every adapter has finished
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How responses are drawn.
+
+    Attributes:
+        samples: Responses for each prompt.
+        max_new_tokens: Longest response.
+        temperature: Divides the logits; 1 samples from the policy itself.
+        top_p: Only the most probable tokens that together have this probability are drawn (arXiv:1904.09751).
+        stop: Texts that end a response; it ends with the token that completes one.
+    """
+
+    samples: int
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,173 +57,20 @@ class Sample:
         prompt: Index of the prompt.
         number: Which sample of that prompt.
         tokens: Token ids.
-        finished: Whether the end token was reached.
+        finished: Whether an end token or a text that ends a response was reached.
+        stopped_by: That text, which is no part of the response; empty where a token or nothing ended it.
     """
 
     prompt: int
     number: int
     tokens: tuple[int, ...]
     finished: bool
+    stopped_by: str = ""
 
-
-def squares(counters: Tensor, keys: Tensor) -> Tensor:
-    """The counter-based random numbers of arXiv:2004.06278 (Squares): 32 random bits for each counter and key.
-
-    Args:
-        counters: int64, broadcast against ``keys``.
-        keys: int64, odd, with irregular digits.
-
-    Returns:
-        int64 in [0, 2**32).
-    """
-    start = counters * keys
-    shifted = start + keys
-    x = start
-    for added in (start, shifted, start):
-        x = x * x
-        x += added
-        high = (x >> 32) & 0xFFFFFFFF  # int64 shifts copy the sign
-        x = (x << 32).bitwise_or_(high)
-    x = x * x
-    x += shifted
-    return (x >> 32) & 0xFFFFFFFF
-
-
-def exponential(keys: Tensor, counters: Tensor) -> Tensor:
-    """(n, V) float32 standard exponential noise, always positive, from n slots' keys (n, 1) and V counters."""
-    # Half a step above 0, so never 0; of the smallest values, which decide what is drawn, no digit is lost.
-    uniform = (squares(counters, keys).float() + 0.5) * 2.0**-32
-    return uniform.neg_().log1p_().neg_()
-
-
-class _Decoder(Protocol):
-    def start(self, prompts: Sequence[Sequence[int]], copies: int, samples: int, room: int) -> None: ...
-    def advance(self, tokens: Tensor) -> None: ...
-    def keep(self, rows: Tensor) -> None: ...
-    def logits(self, rows: Tensor) -> Tensor: ...
-
-
-class _Cache:
-    """Keys and values of N rows: the prompt in slots 0 .. P-1, then one slot a step, the same for every row."""
-
-    def __init__(self, rows: int, prompt_lengths: Tensor, width: int, room: int) -> None:
-        self.rows, self.width, self.capacity = rows, width, width + room
-        self.longest = self.capacity
-        self.step = 0
-        # (N, P + room): prompts are padded on the right, new tokens follow the longest of them.
-        self.visible = torch.arange(self.capacity, device=prompt_lengths.device) < prompt_lengths[:, None]
-        self.visible[:, width:] = True
-        self.keys: dict[int, Tensor] = {}
-        self.values: dict[int, Tensor] = {}
-        self.prompts: PackedRows | None = None
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Fill the cache from the packed prompts first, then attend from one new token a row."""
-        if self.prompts is not None:
-            return self._prefill(self.prompts, layer, query, key, value, scaling)
-        at = self.width + self.step
-        keys, values = self.keys[layer], self.values[layer]  # (N, H', P + room, D) each
-        keys[:, :, at] = key
-        values[:, :, at] = value
-        # (N, H', H / H', D): heads that share a key are the queries of one attention.
-        groups = query.view(self.rows, keys.shape[1], -1, query.shape[-1])
-        mask = self.visible[:, None, None, : at + 1]  # (N, 1, 1, tokens so far)
-        out = F.scaled_dot_product_attention(groups, keys[:, :, : at + 1], values[:, :, : at + 1], mask, scale=scaling)
-        return out.reshape(self.rows, -1, query.shape[-1])  # (N, H, D)
-
-    def _prefill(
-        self, prompts: PackedRows, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
-    ) -> Tensor:
-        for store, new in ((self.keys, key), (self.values, value)):
-            store[layer] = F.pad(prompts.to_grid(new), (0, 0, 0, self.capacity - self.width))
-        return prompts.attend(layer, query, key, value, scaling)
-
-    def repeat(self, times: int) -> None:
-        """Repeat every row ``times`` times: the samples of a prompt have had its keys and values in common so far."""
-        self.prompts = None
-        self.rows *= times
-        self.visible = self.visible.repeat_interleave(times, 0)
-        for store in (self.keys, self.values):
-            for layer in store:
-                store[layer] = store[layer].repeat_interleave(times, 0)
-
-    def keep(self, index: Tensor) -> None:
-        """Drop all rows but those at ``index``."""
-        self.rows = len(index)
-        self.visible = self.visible[index]
-        for store in (self.keys, self.values):
-            for layer in store:
-                store[layer] = store[layer][index]
-
-
-class _PackedDecoder:
-    """Decodes through the packed attention: no padding of prompts, one token a row and step."""
-
-    def __init__(self, base: Base) -> None:
-        self.base = base
-
-    def start(self, prompts: Sequence[Sequence[int]], copies: int, samples: int, room: int) -> None:
-        device = self.base.device
-        rows = pack([Row(prompt, ()) for prompt in prompts], device=device, copies=copies)
-        lengths = to_device(torch.tensor([len(p) for p in prompts] * copies), device)
-        self.cache = _Cache(rows.rows, lengths, rows.width, room)
-        self.cache.prompts = rows
-        with use_layout(self.cache):
-            hidden = self.base.hidden(rows)[lengths.cumsum(0) - 1]  # (K * prompts, d): of each prompt's last token
-        self.cache.repeat(samples)
-        self.hidden = hidden.repeat_interleave(samples, 0)  # (N, d)
-        self.positions = lengths.repeat_interleave(samples)
-
-    def advance(self, tokens: Tensor) -> None:
-        with use_layout(self.cache):
-            self.hidden = self.base.last_hidden(tokens, self.positions)
-        self.positions = self.positions + 1
-        self.cache.step += 1
-
-    def keep(self, rows: Tensor) -> None:
-        self.cache.keep(rows)
-        self.hidden, self.positions = self.hidden[rows], self.positions[rows]
-
-    def logits(self, rows: Tensor) -> Tensor:
-        out: Tensor = self.hidden[rows] @ self.base.head.t()
-        return out
-
-
-class _PlainDecoder:
-    """Decodes through the model's own attention and cache, prompts padded on the left."""
-
-    def __init__(self, base: Base) -> None:
-        self.base = base
-
-    def start(self, prompts: Sequence[Sequence[int]], copies: int, samples: int, room: int) -> None:
-        width = max(map(len, prompts))
-        ids = torch.zeros(len(prompts), width, dtype=torch.int64)
-        seen = torch.zeros_like(ids)
-        for i, prompt in enumerate(prompts):
-            ids[i, width - len(prompt) :] = torch.tensor(prompt)
-            seen[i, width - len(prompt) :] = 1
-        ids, self.seen = (x.repeat_interleave(samples, 0).repeat(copies, 1).to(self.base.device) for x in (ids, seen))
-        self.past: Any = None
-        self._run(ids)
-
-    def _run(self, ids: Tensor) -> None:
-        positions = (self.seen.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        out = self.base.model(
-            input_ids=ids, attention_mask=self.seen, position_ids=positions, past_key_values=self.past, use_cache=True
-        )
-        self.past, self.last = out.past_key_values, out.logits[:, -1]
-
-    def advance(self, tokens: Tensor) -> None:
-        self.seen = F.pad(self.seen, (0, 1), value=1)
-        self._run(tokens.unsqueeze(1))
-
-    def keep(self, rows: Tensor) -> None:
-        self.past.batch_select_indices(rows)
-        self.seen, self.last = self.seen[rows], self.last[rows]
-
-    def logits(self, rows: Tensor) -> Tensor:
-        out: Tensor = self.last[rows]
-        return out
+    def text(self, base: Base) -> str:
+        """The response as text, without what ended it."""
+        whole = base.decode(self.tokens)
+        return whole.partition(self.stopped_by)[0] if self.stopped_by else whole
 
 
 def rows_per_batch(device: torch.device) -> int:
@@ -217,9 +84,7 @@ def sample(
     prompts: Sequence[Sequence[int]],
     *,
     adapters: slice | None,
-    samples: int,
-    max_new_tokens: int,
-    temperature: float,
+    how: Sampling,
     seed: int,
     prompt_ids: Sequence[int] | None = None,
 ) -> list[list[Sample]]:
@@ -229,16 +94,14 @@ def sample(
         model: The base and its adapters.
         prompts: Token ids of each prompt.
         adapters: Which adapters, as a slice of slots; None for the base alone.
-        samples: Responses for each prompt.
-        max_new_tokens: Longest response.
-        temperature: Divides the logits; 1 samples from the policy itself.
+        how: How many, how long, and what ends them.
         seed: Of the noise.
         prompt_ids: What the noise knows each prompt by; its index where None.
 
     Returns:
         For each adapter its samples, ordered by prompt, then number.
     """
-    base = model.base
+    base, samples = model.base, how.samples
     ids = list(prompt_ids) if prompt_ids is not None else list(range(len(prompts)))
     copies = 1 if adapters is None else adapters.stop - adapters.start
     per_batch = max(1, rows_per_batch(base.device) // (copies * samples))
@@ -249,39 +112,53 @@ def sample(
         with model.off() if adapters is None else model.use(adapters):
             derived = [[derive_seed(seed, "sampling", ids[i], s) | 1] for i in batch for s in range(samples)]
             keys = to_device(torch.tensor(derived), base.device)  # (n, 1), odd
-            tokens = _decode(base, [prompts[i] for i in batch], keys, copies, samples, max_new_tokens, temperature)
+            tokens = _decode(base, [prompts[i] for i in batch], keys, copies, how)
         for copy in range(copies):
             for slot, row in enumerate(tokens[copy]):
-                end = row.index(base.eos) + 1 if base.eos in row else len(row)
-                where = batch[slot // samples], slot % samples
-                out[copy].append(Sample(*where, tuple(row[:end]), base.eos in row))
+                out[copy].append(_cut(base, batch[slot // samples], slot % samples, row, how.stop))
     return [sorted(rows, key=lambda s: (s.prompt, s.number)) for rows in out]
 
 
+def _cut(base: Base, prompt: int, number: int, row: Sequence[int], stop: Sequence[str]) -> Sample:
+    """The response up to its end: the first end token, or the token that completes one of the texts of ``stop``."""
+    end = next((i + 1 for i, token in enumerate(row) if token in base.ends), None)
+    tokens = row[:end]
+    if stop:
+        # How many tokens it takes until one of the texts is there: more tokens never take it away again.
+        size = bisect_left(range(len(tokens) + 1), True, key=lambda n: bool(_stopped_by(base, tokens[:n], stop)))
+        if size <= len(tokens):
+            return Sample(prompt, number, tuple(tokens[:size]), True, _stopped_by(base, tokens[:size], stop))
+    return Sample(prompt, number, tuple(tokens), end is not None)
+
+
+def _stopped_by(base: Base, tokens: Sequence[int], stop: Sequence[str]) -> str:
+    """The text of ``stop`` that comes first in a response, or an empty one."""
+    text = base.decode(tokens)
+    places = [(text.find(one), one) for one in stop if one in text]
+    return min(places)[1] if places else ""
+
+
 def _decode(
-    base: Base,
-    prompts: Sequence[Sequence[int]],
-    keys: Tensor,
-    copies: int,
-    samples: int,
-    room: int,
-    temperature: float,
+    base: Base, prompts: Sequence[Sequence[int]], keys: Tensor, copies: int, how: Sampling
 ) -> list[list[list[int]]]:
-    """Token ids (copies, slots, up to ``room``), the end token and what follows it not yet cut."""
-    device = base.device
-    decoder: _Decoder = _PackedDecoder(base) if base.packed else _PlainDecoder(base)
-    decoder.start(prompts, copies, samples, room)
+    """Token ids (copies, slots, up to ``max_new_tokens``), the end and what follows it not yet cut."""
+    device, room = base.device, how.max_new_tokens
+    decoder = make_decoder(base)
+    decoder.start(prompts, copies, how.samples, room)
+    ends = to_device(torch.tensor(base.ends), device)
     slots = torch.arange(len(keys), device=device)  # which slot each column of the batch still is
     out = torch.full((copies, len(slots), room), base.eos, device=device)
     done = torch.zeros(copies, len(slots), dtype=torch.bool, device=device)
     for step in range(room):
-        tokens = _draw(decoder, keys, step, copies, temperature, base)
+        tokens = _draw(decoder, keys, step, copies, how, base)
         tokens = torch.where(done[:, slots], base.eos, tokens)  # (K, n)
         out[:, slots, step] = tokens
-        done[:, slots] |= tokens == base.eos
+        done[:, slots] |= torch.isin(tokens, ends)
         if step + 1 == room:
             break
         if (step + 1) % COMPACT_EVERY == 0:
+            if how.stop:
+                done |= _have_stopped(base, out[:, :, : step + 1], how.stop)
             open_slots = ~done[:, slots].all(0)
             if not bool(open_slots.any()):
                 break
@@ -296,7 +173,22 @@ def _decode(
     return result
 
 
-def _draw(decoder: _Decoder, keys: Tensor, position: int, copies: int, temperature: float, base: Base) -> Tensor:
+def _have_stopped(base: Base, tokens: Tensor, stop: Sequence[str]) -> Tensor:
+    """(K, n) bool: whether one of the texts of ``stop`` is in (K, n, T) tokens."""
+    rows = [[bool(_stopped_by(base, row, stop)) for row in copy] for copy in tokens.tolist()]
+    return torch.tensor(rows, device=tokens.device)
+
+
+def _within(logits: Tensor, how: Sampling) -> Tensor:
+    """(..., V) logits, minus infinity for tokens that ``top_p`` leaves out; the most probable one always stays."""
+    if how.top_p == 1:
+        return logits
+    ordered, order = (logits / how.temperature).softmax(-1).sort(-1, descending=True)
+    left_out = ordered.cumsum(-1) - ordered >= how.top_p  # what is more probable already has the probability
+    return logits.masked_fill(torch.zeros_like(left_out).scatter(-1, order, left_out), -torch.inf)
+
+
+def _draw(decoder: Decoder, keys: Tensor, position: int, copies: int, how: Sampling, base: Base) -> Tensor:
     """(K, n) next tokens: the largest of logits minus temperature times the logarithm of exponential noise.
 
     Minus the logarithm of exponential noise is Gumbel noise, so this draws from softmax(logits / temperature)
@@ -311,5 +203,6 @@ def _draw(decoder: _Decoder, keys: Tensor, position: int, copies: int, temperatu
         logits = decoder.logits((offsets + columns).flatten()).view(copies, len(columns), vocabulary)  # (K, C, V)
         for tile in tiles(logits):
             noise = exponential(keys[part][tile], counters).log_()  # (c, V)
-            out[:, part][:, tile] = logits[:, tile].float().sub_(noise, alpha=temperature).argmax(-1)
+            kept = _within(logits[:, tile].float(), how)
+            out[:, part][:, tile] = kept.sub_(noise, alpha=how.temperature).argmax(-1)
     return out

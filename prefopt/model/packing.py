@@ -53,6 +53,11 @@ def use_layout(layout: Layout) -> Iterator[None]:
         _layout = before
 
 
+def layout_in_use() -> Layout | None:
+    """The layout of the innermost block of ``use_layout``, or None outside one."""
+    return _layout
+
+
 def _packed_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -158,6 +163,7 @@ class PackedRows:
         copies: K.
         longest: tokens of the longest sequence as the model sees it.
         sequences: The batch for attention without a mask, where it is not on a CPU, else None.
+        keys: (K*T,) int64 what dropout knows each token by, or None for no dropout.
     """
 
     input_ids: Tensor
@@ -173,6 +179,7 @@ class PackedRows:
     copies: int
     longest: int
     sequences: Sequences | None = None
+    keys: Tensor | None = None
 
     @cached_property
     def mask(self) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import math
 import re
 import warnings
@@ -15,7 +16,7 @@ import torch
 import transformers
 
 from prefopt.config.schema import EMBEDDED_MODEL
-from prefopt.errors import MachineError
+from prefopt.errors import MachineError, UsageError
 from prefopt.model.checks import first_line
 from prefopt.storage.cache import cache_dir, kept_folder
 from prefopt.storage.folders import MANIFEST
@@ -144,3 +145,57 @@ def as_loaded(folder: str) -> tuple[str, str]:
     if repository.startswith("models--"):
         return repository.removeprefix("models--").replace("--", "/"), commit
     return str(path) if path.exists() else folder, ""
+
+
+def read_template(path: str) -> str:
+    """The text of a chat template's file.
+
+    Raises:
+        UsageError: If it cannot be read, or holds nothing.
+    """
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UsageError(f"chat template {path}: cannot be read: {first_line(problem)}; give a Jinja file") from None
+    if not text.strip():
+        raise UsageError(f"chat template {path}: is empty; give a Jinja file")
+    return text
+
+
+def check_adapter(adapter: str) -> Path:
+    """The folder of a LoRA adapter, as PEFT saves it.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    folder = Path(adapter).expanduser()
+    config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    missing = [path.name for path in (config, weights) if not path.is_file()]
+    if missing:
+        raise UsageError(f"adapter {adapter}: has no {' and no '.join(missing)}; give a folder saved by PEFT")
+    try:
+        kind = json.loads(config.read_text(encoding="utf-8")).get("peft_type")
+    except (OSError, ValueError, AttributeError, RecursionError) as problem:
+        raise UsageError(f"adapter {adapter}: adapter_config.json cannot be read: {first_line(problem)}") from None
+    if kind != "LORA":
+        raise UsageError(f"adapter {adapter}: is of the kind {str(kind)[:40]!r}; LORA is wanted")
+    return folder
+
+
+def merge_adapter(model: Any, adapter: str) -> Any:
+    """``model`` with an adapter's deltas added to its weights for good.
+
+    Raises:
+        UsageError: If it is no LoRA adapter, or not of this model.
+    """
+    from peft import PeftModel
+
+    folder = check_adapter(adapter)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("error", message=".*missing adapter keys.*")  # PEFT only warns of these
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+        return adapted.merge_and_unload(safe_merge=True)
+    except Exception as problem:  # wrong shapes, names, types: each library has errors of its own
+        raise UsageError(f"adapter {adapter}: does not fit the model: {first_line(problem)}; give its base") from None

@@ -15,8 +15,10 @@ from prefopt.data import TokenPair, hash_ids, require_enough
 from prefopt.evaluate.samples import Prompts
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
-from prefopt.prepare.onpolicy import sampled_pairs
+from prefopt.prepare.fitting import adapted, fitted
+from prefopt.prepare.onpolicy import all_prompts, sampled_pairs
 from prefopt.prepare.own_pairs import own_pairs, read_pairs
+from prefopt.prepare.pairs import PreparedPairs
 from prefopt.prepare.pool import Pool, make_pool, needs_pool
 from prefopt.prepare.reference import Lessons, load_model, make_reference
 from prefopt.prepare.task import Tasks, load_tasks
@@ -25,7 +27,6 @@ from prefopt.storage.cache import require_writable
 from prefopt.storage.hashing import digest
 from prefopt.tasks.base import Task
 from prefopt.tasks.rewards import RewardedTask
-from prefopt.train.autosize import together
 from prefopt.train.pairset import PairSet, reference_logps
 
 
@@ -83,6 +84,8 @@ def prepare(config: Config, device: torch.device, progress: Progress) -> Materia
     base = load_model(config, device, progress.stage)
     if own is None:
         model = _adapted(config, base, Lessons.of_texts(config, tasks.prompts), cache, progress)
+        prompts = PreparedPairs((), (), Prompts.of(base, all_prompts(config, tasks.prompts, base)), {})
+        model = fitted(model, config, prompts, progress)
         pairs = sampled_pairs(config, model, tasks, cache, progress)
         config = settle_epochs(config, len(pairs.train))
     else:
@@ -90,6 +93,7 @@ def prepare(config: Config, device: torch.device, progress: Progress) -> Materia
         chosen = config.sft.on == "chosen"
         lessons = Lessons.of_chosen(config, pairs.train) if chosen else Lessons.of_texts(config, tasks.prompts)
         model = _adapted(config, base, lessons, cache, progress)
+        model = fitted(model, config, pairs, progress)
     require_enough(len(pairs.train), config.train.pairs_per_step)
     progress.stage("scoring the pairs under the reference", 0, 1)
     return Materials(
@@ -109,10 +113,7 @@ def prepare(config: Config, device: torch.device, progress: Progress) -> Materia
 
 def _adapted(config: Config, base: Base, lessons: Lessons, cache: Path, progress: Progress) -> AdaptedModel:
     """The reference, with one adapter for each variant and one that stays zero."""
-    base = make_reference(config, base, lessons, cache, progress.stage)
-    if not base.packed:
-        progress.say(f"plain path, each response in a padded row of its own: {base.why_plain}")
-    return AdaptedModel.wrap(base, config.lora, size=together(len(config.variants), base.device) + 1)
+    return adapted(make_reference(config, base, lessons, cache, progress.stage), config, progress)
 
 
 def _scored(base: Base, pairs: Sequence[TokenPair], cache: Path) -> PairSet:

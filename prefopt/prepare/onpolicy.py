@@ -40,6 +40,12 @@ def task_prompts(config: Config, task: Task, base: Base) -> TaskPrompts:
     )
 
 
+def all_prompts(config: Config, task: Task, base: Base) -> list[Prompt]:
+    """All of ``task_prompts`` in one list."""
+    prompts = task_prompts(config, task, base)
+    return [*prompts.train, *prompts.heldout, *prompts.evaluation]
+
+
 def _prompts_of_part(config: Config, task: Task, base: Base) -> tuple[TaskPrompts, range]:
     """The task's prompts, and the places among all that pairs are made of whose pairs are held out in this part.
 
@@ -101,9 +107,9 @@ def sampled_responses(
     settings, kind of device and version of the sampler.
     """
     base = model.base
-    shape = settings.model_dump(include={"samples", "max_new_tokens", "temperature", "seed"})
+    shape = settings.model_dump(include={"samples", "max_new_tokens", "temperature", "top_p", "seed"})
     rewards = [tasks.labels.fingerprint] + ([tasks.gold.fingerprint] if tasks.has_proxy else [])
-    key = digest([base.hash, *rewards, list(texts), shape, base.device.type, generate.SAMPLER_VERSION])
+    key = digest([base.hash, base.ends, *rewards, list(texts), shape, base.device.type, generate.SAMPLER_VERSION])
 
     def draw() -> pd.DataFrame:
         ids = encode_all(base, texts)
@@ -111,12 +117,10 @@ def sampled_responses(
             model,
             ids,
             adapters=None,
-            samples=settings.samples,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
+            how=generate.Sampling(settings.samples, settings.max_new_tokens, settings.temperature, settings.top_p),
             seed=settings.seed,
         )[0]
-        responses = [base.decode(s.tokens) for s in samples]
+        responses = [s.text(base) for s in samples]
         sources = [texts[s.prompt] for s in samples]
         frame = pd.DataFrame(
             {

@@ -26,7 +26,7 @@ from prefopt.data import (
 )
 from prefopt.data.problems import RowError, refuse
 from prefopt.data.prompts import with_form
-from prefopt.errors import DataError
+from prefopt.errors import DataError, UsageError
 from prefopt.evaluate.samples import Prompts
 from prefopt.model.base import Base
 from prefopt.prepare.pairs import PreparedPairs
@@ -109,10 +109,21 @@ def own_pairs(own: OwnPairs, base: Base, progress: Progress) -> tuple[Config, Pr
 
     Raises:
         DataError: For rows that do not fit the model.
+        UsageError: For a setting of chats where there are none.
     """
     data = own.config.data
+    _check_chat_settings(own)
     train, heldout = (
-        tokenize_pairs(part, base.tokenizer, max_length=data.max_length, on_bad_rows=data.on_bad_rows, source=source)
+        tokenize_pairs(
+            part,
+            base.tokenizer,
+            max_length=data.max_length,
+            max_prompt_length=data.max_prompt_length,
+            cut_prompts=data.cut_prompts,
+            merge_system=data.merge_system,
+            on_bad_rows=data.on_bad_rows,
+            source=source,
+        )
         for part, source in ((own.train, own.sources[0].source), (own.heldout, own.sources[-1].source))
     )
     for name, part, rows in (("training", train, own.train), ("held-out", heldout, own.heldout)):
@@ -145,7 +156,8 @@ def own_pairs(own: OwnPairs, base: Base, progress: Progress) -> tuple[Config, Pr
     if own.prompts is not None:
         facts |= {"eval_prompts_source": own.prompts.source, "eval_prompts_sha256": own.prompts.sha256}
     prompts = Prompts.shown(ids[:asked], [sources[prompt] for prompt in ids[:asked]])
-    return config, PreparedPairs(train.pairs, kept, prompts, facts)
+    ends = tuple(sorted({*train.ends, *heldout.ends}))
+    return config, PreparedPairs(train.pairs, kept, prompts, facts, ends=ends)
 
 
 def _part(prompts: list[tuple[int, ...]], config: Config) -> list[tuple[int, ...]]:
@@ -168,7 +180,10 @@ def _part(prompts: list[tuple[int, ...]], config: Config) -> list[tuple[int, ...
 def _prompts(own: OwnPairs, heldout: TokenizedPairs, base: Base) -> dict[tuple[int, ...], Text]:
     """Different prompts to evaluate on, by their tokens, in order: those of a file, or the held-out ones."""
     if own.prompts is not None:
-        ids = [tuple(tokens) for tokens in encode_prompts(own.prompts.prompts, base.tokenizer)]
+        ids = [
+            tuple(tokens)
+            for tokens in encode_prompts(own.prompts.prompts, base.tokenizer, merge_system=own.config.data.merge_system)
+        ]
         return dict(zip(ids, own.prompts.prompts, strict=True))
     return {pair.prompt_ids: own.heldout[pair.pair_id].prompt for pair in heldout.pairs}
 
@@ -180,4 +195,16 @@ def _say_many_cut(name: str, pairs: TokenizedPairs, max_length: int, progress: P
         progress.say(
             f"warning: {cut} of {len(pairs.pairs)} {name} pairs are cut at data.max_length = {max_length} tokens, and "
             "the end of a response is not learnt from those; raise it, as far as the model allows"
+        )
+
+
+def _check_chat_settings(own: OwnPairs) -> None:
+    """Refuse settings that say how chats are rendered where every row is text."""
+    if any(not isinstance(pair.prompt, str) for pair in (*own.train, *own.heldout)):
+        return
+    config = own.config
+    settings = {"model.chat_template": config.model.chat_template, "data.merge_system": config.data.merge_system}
+    for name in (name for name, value in settings.items() if value):
+        raise UsageError(
+            f"{name} is for rows that are chats, and the rows of {own.sources[0].source} are text: drop it"
         )

@@ -24,6 +24,7 @@ class PreparedPairs:
             task has none.
         groups: The sampled responses of each training prompt; none for the user's own pairs.
         training_prompts: Those prompts, as texts or chats.
+        ends: The tokens with which responses end, where they are the user's.
     """
 
     train: tuple[TokenPair, ...]
@@ -33,3 +34,4 @@ class PreparedPairs:
     label_accuracy: float | None = None
     groups: tuple[TokenGroup, ...] = ()
     training_prompts: tuple[Prompt, ...] = ()
+    ends: tuple[int, ...] = ()

@@ -14,9 +14,9 @@ from prefopt.model.adapted import AdaptedModel, one
 from prefopt.model.base import Base, load_base
 from prefopt.model.logps import scored_logps
 from prefopt.model.packing import Row, pack, use_layout
-from prefopt.model.source import save_model
+from prefopt.model.source import check_adapter, merge_adapter, save_model
 from prefopt.storage.cache import kept_folder
-from prefopt.storage.hashing import digest
+from prefopt.storage.hashing import digest, sha256_file
 from prefopt.tasks.base import Task
 
 
@@ -57,11 +57,16 @@ def tunes(config: Config) -> bool:
 
 
 def load_model(config: Config, device: torch.device, progress: Callable[[str, int, int], None]) -> Base:
-    """The base as the reference needs it: a fine-tune works on weights that are not quantized."""
+    """The base as the reference needs it: a fine-tune or an adapter changes weights that are not quantized."""
     settings = config.model
     progress("loading the model", 0, 1)
-    quantization = "none" if tunes(config) else settings.quantization
-    return load_base(settings.name, dtype=settings.dtype, quantization=quantization, device=device)
+    if settings.adapter:
+        check_adapter(settings.adapter)
+    quantization = "none" if tunes(config) or settings.adapter else settings.quantization
+    return load_base(
+        settings.name, dtype=settings.dtype, quantization=quantization,
+        chat_template=settings.chat_template, device=device,
+    )  # fmt: skip
 
 
 def make_reference(
@@ -69,8 +74,8 @@ def make_reference(
 ) -> Base:
     """The model that all runs start from and are compared with.
 
-    That is the base itself with ``sft.steps = 0``; else the fine-tuned base, from the cache or made and cached. It is
-    made on unquantized weights and quantized afterwards.
+    That is the base itself with ``sft.steps = 0``; else the fine-tuned base, or the base with the user's adapter, from
+    the cache or made and cached. It is made on unquantized weights and quantized afterwards.
 
     Args:
         config: The comparison.
@@ -79,18 +84,28 @@ def make_reference(
         cache: The cache folder.
         progress: Called with what is done, the step and the number of steps.
     """
-    if config.sft_steps == 0:
-        return base
     settings, device = config.model, base.device
-    sft = config.sft.model_dump(exclude={"on"})
-    key = digest([base.hash, sft, config.sft_steps, config.lora.model_dump(), lessons.key, device.type])
+    if settings.adapter:
+        weights = sha256_file(check_adapter(settings.adapter) / "adapter_model.safetensors")
+        key = digest([base.hash, weights, device.type])
+    elif config.sft_steps == 0:
+        return base
+    else:
+        sft, lora = config.sft.model_dump(exclude={"on"}), config.lora.model_dump(exclude={"dropout"})
+        key = digest([base.hash, sft, config.sft_steps, lora, lessons.key, device.type])
 
     def make(folder: Path) -> None:
+        if settings.adapter:
+            save_model(folder, merge_adapter(base.model, settings.adapter), base.tokenizer)
+            return
         _fine_tune(base, lessons, config, progress)
         save_model(folder, base.model, base.tokenizer)
 
     folder = kept_folder(cache / "references" / key, make)
-    reference = load_base(str(folder), dtype=settings.dtype, quantization=settings.quantization, device=device)
+    reference = load_base(
+        str(folder), dtype=settings.dtype, quantization=settings.quantization,
+        chat_template=settings.chat_template, device=device,
+    )  # fmt: skip
     return replace(reference, revision=base.revision)
 
 

@@ -26,7 +26,7 @@ from prefopt.config.sections import Pairs
 from prefopt.data import hash_ids
 from prefopt.model.adapted import AdaptedModel, one
 from prefopt.model.base import Base, choose_path
-from prefopt.model.generate import Sample, sample
+from prefopt.model.generate import Sample, Sampling, sample
 from prefopt.model.logps import score_rows
 from prefopt.model.packing import Row
 from prefopt.prepare.onpolicy import label
@@ -91,7 +91,19 @@ def make_base() -> Base:
             if parameter.ndim > 1:
                 parameter.copy_(torch.from_numpy(noise.normal(0, 0.2, tuple(parameter.shape))))
     model.eval().requires_grad_(False)
-    return choose_path(Base(model, tokenizer, "selftest", "selftest", torch.float32, torch.device("cpu")))
+    own = model.config._attn_implementation
+    return choose_path(
+        Base(
+            model,
+            tokenizer,
+            "selftest",
+            "selftest",
+            torch.float32,
+            torch.device("cpu"),
+            ends=(EOS,),
+            own_attention=own,
+        )
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +152,7 @@ def make_world(cache: Path, *, slots: int) -> World:
     for numbers in (order[:split], order[split:]):
         prompts = [PROMPTS[i] for i in numbers]
         samples = sample(
-            model, prompts, adapters=None, samples=8, max_new_tokens=LONGEST, temperature=1.0, seed=11,
+            model, prompts, adapters=None, how=Sampling(8, LONGEST), seed=11,
             prompt_ids=[int(i) for i in numbers],
         )[0]  # fmt: skip
         parts.append(_frame(samples, numbers))

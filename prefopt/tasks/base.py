@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-Prompt = str | tuple[tuple[str, str], ...]  # a text, or (role, content) of each message of a chat
+Prompt = str | tuple[tuple[str, ...], ...]  # a text, or (role, content, more that a template reads) of each message
 
 
 @dataclass(frozen=True, slots=True)

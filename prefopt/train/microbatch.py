@@ -24,6 +24,7 @@ from prefopt.contract.loss import Loss, PairLogps, TokenField, TokenStats
 from prefopt.data import TokenPair
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
+from prefopt.model.dropout import with_keys
 from prefopt.model.head import chunks
 from prefopt.model.logps import pair_rows, response_logps, scored_logps, sum_by_response
 from prefopt.model.packing import PackedRows, pack, to_device, use_layout
@@ -95,6 +96,8 @@ def prepare(
     that they do not depend on how the batch is cut.
     """
     plain = _sums_alone(model.base, pairs, reference, copies)
+    if model.adapters.dropout:
+        plain = dataclasses.replace(plain, rows=with_keys(plain.rows, pairs, seed=seed, step=step))
     if needs == Needs():
         return plain
     rows = pair_rows(pairs, shared=model.base.packed)

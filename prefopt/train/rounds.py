@@ -22,7 +22,7 @@ from prefopt.data import TokenPair
 from prefopt.data.builders import Builder, Labelling, build_pairs, preferences
 from prefopt.data.types import TokenGroup
 from prefopt.model.adapted import AdaptedModel, one
-from prefopt.model.generate import Sample, sample
+from prefopt.model.generate import Sample, Sampling, sample
 from prefopt.model.logps import score_tokens
 from prefopt.runtime.seeding import derive_seed, numpy_generator
 from prefopt.storage import durable
@@ -49,6 +49,7 @@ class Plan:
         labelling: How pairs are labelled.
         pairs_per_step: B.
         seed: Of prompts, noise, labels and order; the same for every run of a group.
+        top_p: Of sampling: only the most probable tokens that together have this probability are drawn.
     """
 
     steps: int
@@ -60,6 +61,7 @@ class Plan:
     labelling: Labelling
     pairs_per_step: int
     seed: int
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +151,7 @@ class OnPolicy:
             raise RuntimeError(f"the responses of round {number + 1} are gone, and the policy has moved on")
         which = prompts_of_round(plan, number, len(self.prompts))
         samples = self._samples(run, plan, number, which)
-        rewards = self.score[run.slot](
-            [which[s.prompt] for s in samples], [self.model.base.decode(s.tokens) for s in samples]
-        )
+        rewards = self.score[run.slot]([which[s.prompt] for s in samples], [s.text(self.model.base) for s in samples])
         groups = [
             self._group(plan, number, which[i], samples[start : start + plan.samples], rewards[start:])
             for i, start in enumerate(range(0, len(samples), plan.samples))
@@ -193,9 +193,7 @@ class OnPolicy:
                 self.model,
                 [self.prompts[i] for i in which],
                 adapters=together,
-                samples=plan.samples,
-                max_new_tokens=plan.max_new_tokens,
-                temperature=plan.temperature,
+                how=Sampling(plan.samples, plan.max_new_tokens, plan.temperature, plan.top_p),
                 seed=derive_seed(plan.seed, "round", number),
                 prompt_ids=which,
             )

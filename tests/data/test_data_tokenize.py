@@ -218,15 +218,15 @@ def test_control_tokens_of_the_rows_are_counted(smollm):
     assert "3 control tokens in the rows' own text were encoded as text" in done.warnings[0]
 
 
-def test_added_token_that_is_not_special_is_text_too(smollm):
+def test_added_token_that_is_not_special_is_letters_in_a_prompt_and_a_token_in_a_response(smollm):
     other = copy.deepcopy(smollm)
     other.add_tokens(["<think>"])
     other.chat_template = (other.chat_template or "") + "{# <think> #}"
     added = other.convert_tokens_to_ids("<think>")
-    assert added in other("so <think> so")["input_ids"]
-    ids = encode_response("so <think> so", other)
+    assert encode_response("so <think> so", other)[:-1] == other("so <think> so")["input_ids"]
+    ids = encode_prompt("so <think> so", other)
     assert added not in ids
-    assert other.decode(ids[:-1]) == "so <think> so"
+    assert other.decode(ids) == "so <think> so"
 
 
 def test_no_eos_token_is_refused(smollm):
@@ -247,10 +247,10 @@ PLAIN = (
 def test_chat_ids_are_those_of_transformers(smollm):
     one = chat_pair("Hello, who?", "Me.\n", " And then?\n\n", chosen="\nYes  ok", rejected="No.")
     (done,) = tokenize_pairs([one], smollm, max_length=200).pairs
-    messages = [message._asdict() for message in one.prompt]
+    messages = [message.as_dict() for message in one.prompt]
     expected = smollm.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert list(done.prompt_ids) == expected == encode_prompt(one.prompt, smollm)
-    whole = smollm.apply_chat_template([*messages, one.rejected[0]._asdict()], return_dict=False)
+    whole = smollm.apply_chat_template([*messages, one.rejected[0].as_dict()], return_dict=False)
     assert [*done.prompt_ids, *done.rejected_ids] == whole[:-1]  # all but the template's line end after its end token
     assert list(done.chosen_ids) == encode_response(one.chosen, smollm, prompt=one.prompt)
 
@@ -260,7 +260,7 @@ def test_chat_agrees_with_trl(smollm):
     one = chat_pair("Hello", "Me.", "And?")
     columns = {"prompt": one.prompt, "chosen": one.chosen, "rejected": one.rejected}
     theirs = data_utils.apply_chat_template(
-        {name: [message._asdict() for message in value] for name, value in columns.items()}, smollm
+        {name: [message.as_dict() for message in value] for name, value in columns.items()}, smollm
     )
     (done,) = tokenize_pairs([one], smollm, max_length=200).pairs
     assert smollm.decode(done.prompt_ids) == theirs["prompt"]
@@ -322,7 +322,7 @@ REFUSING = {
     "syntax": ("{% if %}", "DATA027] p:1: the template refuses it"),
     "attribute": ("{{ messages.__class__.__mro__ }}", "DATA027] p:1"),
     "memory": ("{{ 'a' * 10000000000 }}", "DATA027] p:1: the template refuses it: 'it takes too much memory'"),
-    "length": ("{{ 'a' * 3000000 }}", "DATA027] p:1: the template refuses it: 'it makes 3000000 characters of 2'"),
+    "length": ("{{ 'a' * 3000000 }}", "DATA027] p:1: the template refuses it: 'it makes 3000000 characters of "),
     "other prompt": ("{{ messages|length }}" + PLAIN, "DATA027] p:1: the template renders the prompt differently"),
     "no response": ("[{{ messages[0].content }}]", "DATA027] p:1: the template renders the prompt differently"),
     "end inside": (

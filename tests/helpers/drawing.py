@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from rows import draw
 
 from prefopt.model.adapted import AdaptedModel
-from prefopt.model.generate import Sample, sample
+from prefopt.model.generate import Sample, Sampling, sample
 
 
 def prompts(count: int) -> list[tuple[int, ...]]:
@@ -17,5 +19,6 @@ def prompts(count: int) -> list[tuple[int, ...]]:
 def run(
     model: AdaptedModel, some: list[tuple[int, ...]], adapters: slice | None, **kwargs: object
 ) -> list[list[Sample]]:
-    options: dict[str, object] = {"samples": 2, "max_new_tokens": 12, "temperature": 1.0, "seed": 3}
-    return sample(model, some, adapters=adapters, **{**options, **kwargs})  # type: ignore[arg-type]
+    shape = {field.name: kwargs.pop(field.name) for field in dataclasses.fields(Sampling) if field.name in kwargs}
+    how = dataclasses.replace(Sampling(samples=2, max_new_tokens=12), **shape)  # type: ignore[arg-type]
+    return sample(model, some, adapters=adapters, how=how, **{"seed": 3, **kwargs})  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import (
 )
 from training import LORA
 
-from prefopt.model import generate, packing
+from prefopt.model import decoders, generate, packing
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import load_base
 from prefopt.train import grouped, microbatch, places
@@ -65,7 +65,7 @@ def pretended_model(
     model = AdaptedModel.wrap(base, LORA, size=size)
     device = _device()
     # The values of a small constant are known to fake tensors, which then would ask the made-up device for the copy.
-    for user in (packing, microbatch, places, generate, grouped):
+    for user in (packing, microbatch, places, generate, grouped, decoders):
         monkeypatch.setattr(user, "to_device", _to_device)
     # What is recomputed in a backward pass runs in a thread of the device, and a build without it has no such thread.
     monkeypatch.setattr(microbatch, "checkpoint", lambda function, *args, **_: function(*args))

@@ -34,6 +34,27 @@ CONFIGS = {
     "gemma3": lambda: transformers.Gemma3TextConfig(**SHAPE, head_dim=8, sliding_window=128),
     "gemma2": lambda: transformers.Gemma2Config(**SHAPE, head_dim=8),
     "mistral_window": lambda: transformers.MistralConfig(**SHAPE, sliding_window=4),
+    "gpt2_short": lambda: transformers.GPT2Config(**{**GPT2, "n_positions": 48}, eos_token_id=2, pad_token_id=2),
+    "opt_short": lambda: transformers.OPTConfig(
+        vocab_size=320,
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        word_embed_proj_dim=32,
+        max_position_embeddings=48,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    ),
+    "llama_short": lambda: transformers.LlamaConfig(**{**SHAPE, "max_position_embeddings": 48}),
+    "gemma3_short": lambda: transformers.Gemma3TextConfig(
+        **{**SHAPE, "num_hidden_layers": 6}, head_dim=8, sliding_window=24
+    ),
+    "mixtral": lambda: transformers.MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
+        **SHAPE, head_dim=8, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2, decoder_sparse_step=1
+    ),
     "mamba": lambda: transformers.MambaConfig(
         vocab_size=320, hidden_size=32, num_hidden_layers=2, state_size=4, eos_token_id=2, bos_token_id=1
     ),
@@ -65,15 +86,17 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
     return fast
 
 
-def save(folder: Path, kind: str) -> Path:
-    """A model folder of one kind; the same weights each time."""
+def save(folder: Path, kind: str, tokens: transformers.PreTrainedTokenizerFast | None = None) -> Path:
+    """A model folder of one kind, the same weights each time, with a tokenizer of more tokens if one is given."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS[kind]())
+    if tokens is not None:
+        model.resize_token_embeddings(len(tokens))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, 0.15)
     model.generation_config.pad_token_id = 2
     model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    (tokens or tokenizer()).save_pretrained(folder)
     return folder

@@ -14,7 +14,7 @@ from training import shaken
 from prefopt.model import generate
 from prefopt.model.adapted import AdaptedModel
 from prefopt.model.base import Base
-from prefopt.model.generate import exponential, squares
+from prefopt.model.noise import exponential, squares
 from prefopt.runtime.seeding import derive_seed
 
 

@@ -18,7 +18,7 @@ from prefopt.contract.loss import Loss
 from prefopt.data.types import TokenGroup
 from prefopt.losses import loss_names
 from prefopt.model.adapted import AdaptedModel
-from prefopt.model.generate import sample
+from prefopt.model.generate import Sampling, sample
 from prefopt.model.logps import pair_rows, response_logps
 from prefopt.model.packing import pack, use_layout
 from prefopt.train.feed import GroupBatch
@@ -144,8 +144,7 @@ def test_sampling_waits_only_where_tokens_are_fetched(
     kind: str, adapters: slice | None, tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts: list[tuple[int, ...]] = [pair.prompt_ids for pair in pairs(3)]
-    options = {"samples": 2, "max_new_tokens": 5, "temperature": 1.0, "seed": 0}
     with pretended_model(tiny_folder(kind), monkeypatch, size=3) as model, pytest.raises(WAITS) as caught:
-        sample(model, prompts, adapters=adapters, **options)
+        sample(model, prompts, adapters=adapters, how=Sampling(samples=2, max_new_tokens=5), seed=0)
     lines = [str(entry.statement) for entry in caught.traceback if entry.path.name == "generate.py"]
     assert "tolist" in lines[-1]
