@@ -32,6 +32,7 @@ _TOP = {
     "name": "Folder of the results; with pairs of your own their file's name.",
     "seeds": "Seeds of the runs: each decides the order of pairs, the first adapter and the noise of sampling.",
     "device": "auto, cpu or cuda.",
+    "track": "Experiment trackers that finished runs are sent to: tensorboard, wandb, mlflow, trackio.",
 }
 
 

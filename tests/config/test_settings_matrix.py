@@ -37,10 +37,10 @@ SITUATIONS: dict[str, dict[str, Any]] = {
 CANDIDATES: tuple[Any, ...] = (
     3, 7, 0.25, 0.3, 1e-4, 2.0, True, False, "held.jsonl", "drop", "q_proj", {"prompt": "question"}, "other", (5,),
     8, "data", "imdb", "rm:./m", "lm:./m", "openai:x", 0.5, (1e-4, 1e-3), {"dpo": {"beta": [0.05, 0.5]}},
-    ["User:"],
+    ["User:"], ("mlflow",),
 )  # fmt: skip
 # What a report or a folder depends on, and no run.
-OF_THE_REPORT = {"name", "seeds", "device", "evaluation.delta", "train.checkpoint_every", "variants"} | {
+OF_THE_REPORT = {"name", "seeds", "device", "track", "evaluation.delta", "train.checkpoint_every", "variants"} | {
     f"tune.{key}" for key in Tune.model_fields
 }
 
