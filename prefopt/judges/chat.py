@@ -22,6 +22,7 @@ _ONE_QUESTION = frozenset({400, 413, 422})
 _SPENT = re.compile(r"insufficient_quota|exceeded your current quota|billing|credit balance", re.IGNORECASE)
 _UNKNOWN = re.compile(r"unsupported|not support|unrecogni|unknown|unexpected|extra|not permitted|not allowed|invalid",
                       re.IGNORECASE)  # fmt: skip
+_TOO_LARGE = re.compile(r"too large|at most|maximum|exceed|less than|greater than|out of range", re.IGNORECASE)
 LONGEST_WORDS = 300  # characters of what a server says
 
 
@@ -146,7 +147,8 @@ class ChatClient:
                 del self._parameters["max_tokens"]
                 return True
             for name in sent:
-                if re.search(rf"\b{name}\b", said) and (name == "temperature" or _UNKNOWN.search(said)):
+                unknown = _UNKNOWN.search(said) and not _TOO_LARGE.search(said)
+                if re.search(rf"\b{name}\b", said) and (name == "temperature" or unknown):
                     self._parameters = {key: value for key, value in sent.items() if key != name}
                     self.dropped.append(name)
                     return True
