@@ -190,6 +190,9 @@ class AdapterBank:
         settings.target_modules = sorted(
             settings.target_modules
         )  # a set, which each process would write in another order
+        # As it is found again from any folder; what is published is made portable, what is loaded must not be.
+        name, revision = as_loaded(str(settings.base_model_name_or_path or ""))
+        settings.base_model_name_or_path, settings.revision = name, revision or None
         check_layers(self.peft, base, targets)
         self.scale, self.dropout = alpha / rank, dropout
         self.sites: list[Site] = []
@@ -276,11 +279,6 @@ class AdapterBank:
             for (a, b), site in zip(self.views(self.params[index : index + 1].cpu()), self.sites, strict=True):
                 for matrices, value in ((layers[site.name].lora_A, a[0]), (layers[site.name].lora_B, b[0])):
                     matrices["default"].weight = nn.Parameter(value.clone(), requires_grad=False)
-
-        adapter = self.peft.peft_config["default"]
-        # As it is found again from any folder; what is published is made portable, what is loaded must not be.
-        name, revision = as_loaded(str(adapter.base_model_name_or_path or ""))
-        adapter.base_model_name_or_path, adapter.revision = name, revision or None
 
         def fill(temporary: Path) -> None:
             self.peft.save_pretrained(temporary, safe_serialization=True, save_embedding_layers=False)
