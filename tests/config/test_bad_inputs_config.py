@@ -50,6 +50,10 @@ FILES: dict[str, tuple[str | bytes, tuple[str, ...]]] = {
         '[[variants]]\nloss = "dpo"\nlabel = "Mine"\n[[variants]]\nloss = "ipo"\nlabel = "mine"\n',
         ("x.toml: variant mine is given twice",),
     ),
+    "C09 reference": (
+        '[[variants]]\nloss = "dpo"\nlabel = "Reference"\n',
+        ("x.toml: variant reference: the policy before training has this name; choose another",),
+    ),
     "C09 form": ('[[variants]]\nloss = "dpo"\nlabel = "ﬁne"\n', ("cannot be a folder name",)),
     "C10": (
         '[[variants]]\nloss = "dpo"\nlabel = "a"\n[[variants]]\nloss = "dpo[beta=0.1]"\nlabel = "b"\n',

@@ -19,6 +19,8 @@ import pandas as pd
 import pytest
 from synthetic import DEFAULT_VARIANTS, HOSTILE, Planted, World, many
 
+from prefopt.analysis.analyse import analyse
+from prefopt.analysis.load import load
 from prefopt.errors import UnequalConditions, UsageError
 from prefopt.report import build
 from prefopt.report.tables.table import markdown_safe, spreadsheet_safe
@@ -94,6 +96,15 @@ def test_a_wrong_reference_is_caught_at_step_0(tmp_path: Path) -> None:
     formats.write_frame(path, history)
     build(tmp_path)
     assert "Check failed: every run starts at the reference" in [one["title"] for one in read(tmp_path)["warnings"]]
+
+
+def test_a_cost_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
+    World(seeds=2, prompts=8, samples=1, pairs=12).write(tmp_path)
+    path = results.ResultsFolder(tmp_path).run("dpo", 1) / "run.json"
+    formats.write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "cost": {}})
+    analysed = analyse(load(tmp_path))
+    (told,) = [one["text"] for one in analysed["warnings"] if one["title"] == "Cost unknown"]
+    assert told == "cost.json is gone from 1 run of dpo; means are over the others."
 
 
 def test_the_same_folder_gives_the_same_bytes(folder: Path) -> None:
