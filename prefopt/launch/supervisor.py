@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -183,12 +183,15 @@ class Supervisor:
         return None
 
     def _show(self, messages: Sequence[bytes], printed: Sequence[str]) -> None:
-        for line in printed:
-            if line.strip():
-                self.progress.say(f"worker: {without_secrets(line)}")
-        for message in messages:
-            with suppress(ValueError, KeyError, TypeError):  # foreign code has written there
-                self._hear(decode(message))
+        for text in printed:
+            if text.strip():
+                self.progress.say(f"worker: {without_secrets(text)}")
+        for line in messages:
+            try:
+                message = decode(line)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # foreign code has written there
+            self._hear(message)
 
     def _hear(self, message: Message) -> None:
         match message:
