@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import os
 import signal
@@ -77,7 +78,10 @@ def while_loading() -> Iterator[None]:
 
 @contextmanager
 def _dropped_output() -> Iterator[None]:
-    """Inside, standard output and error go nowhere, those of native code and of what is started among them."""
+    """Inside, standard output and error go nowhere, those of native code and of what is started among them.
+
+    Where native code crashes, the stack is shown nevertheless.
+    """
     streams = sys.stdout, sys.stderr
     for stream in streams:
         with suppress(OSError, ValueError):
@@ -88,9 +92,14 @@ def _dropped_output() -> Iterator[None]:
         os.dup2(nowhere, number)
     os.close(nowhere)
     sys.stdout = sys.stderr = _Nowhere()
+    crashes_are_shown = faulthandler.is_enabled()
+    if not crashes_are_shown:
+        faulthandler.enable(file=own[1][1])
     try:
         yield
     finally:
+        if not crashes_are_shown:
+            faulthandler.disable()
         sys.stdout, sys.stderr = streams
         for number, copy in own:
             os.dup2(copy, number)

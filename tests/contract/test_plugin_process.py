@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import os
 import signal
 import textwrap
@@ -72,6 +74,19 @@ def test_what_a_plugin_prints_when_it_is_loaded_is_dropped(tmp_path: Path, capfd
     logging.getLogger("a plugin").warning("to nobody")
     print("behind")
     assert capfd.readouterr() == ("behind\n", "")
+
+
+def test_a_plugin_that_crashes_when_it_is_loaded_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pid = os.fork()
+    if not pid:
+        faulthandler.disable()
+        with contextlib.suppress(BaseException):
+            load(tmp_path, "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGSEGV
+    assert f'File "{tmp_path / "plugin.py"}", line 2 in <module>' in capfd.readouterr().err
 
 
 def test_a_copy_of_the_process_ends_where_foreign_code_ends(tmp_path: Path) -> None:
