@@ -43,9 +43,10 @@ class Diverted:
 
     def stop(self) -> list[str]:
         """Put everything back; the lines that were not told yet."""
-        lines = []
-        while more := self.lines():
-            lines += more
+        lines, before = self.lines(), -1
+        while before != self._read:
+            before = self._read
+            lines += self.lines()
         lines += [self._rest.decode("utf-8", "replace")] if self._rest else []
         sys.stdout, sys.stderr = self._before
         for number, own in zip((1, 2), self._descriptors, strict=True):
