@@ -73,6 +73,8 @@ def test_what_a_worker_forks_holds_neither_pipe_nor_lock(forked: str, tmp_path: 
     again = os.open(tmp_path / "lock", os.O_RDWR)
     fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.kill(pid, signal.SIGKILL)
-    worker.stdout.close()
+    for pipe in (worker.stdin, worker.stdout):
+        assert pipe is not None
+        pipe.close()
     for descriptor in (read, again):
         os.close(descriptor)
