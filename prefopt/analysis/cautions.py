@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prefopt.analysis.checks import NULL_LOSS
 from prefopt.analysis.neutral import neutral_warnings
 from prefopt.analysis.selftest import selftest_failures
 from prefopt.analysis.sentences import counted, listed, percent
@@ -275,7 +276,7 @@ def _cost_of_tuning(results: Row) -> str:
     """What ``prefopt tune`` would take, from what these runs took."""
     parts = ("train_s", "evaluate_s", "sample_s")
     seconds = [sum(row[part] or 0.0 for part in parts) for row in results["cost"]]
-    losses = len({variant["family"] for variant in results["variants"] if variant["loss"] != "noop"})
+    losses = len({variant["family"] for variant in results["variants"] if variant["loss"] != NULL_LOSS})
     if not seconds or not losses:
         return f"`prefopt tune` tries {TRIALS} settings of each loss."
     more = TRIALS * losses + losses * len(results["seeds"])
