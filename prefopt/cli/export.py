@@ -19,7 +19,7 @@ def export(
     merge: Annotated[Path | None, typer.Option(help="A new folder for the whole model, the adapter added.")] = None,
 ) -> Path:
     """Write a trained policy into a folder: its adapter, or the model with the adapter added to its weights."""
-    from prefopt.comparison import export as module
+    from prefopt.report import export as module
 
     target = merge or out
     if target is None or (merge is not None and out is not None):

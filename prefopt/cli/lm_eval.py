@@ -25,14 +25,16 @@ def lm_eval(
     as_json: AsJson = False,
 ) -> dict[str, Any]:
     """Run benchmarks over the model before training and over trained policies; add their table to the folder."""
-    from prefopt.comparison import abilities
+    from prefopt.config.load import parse_seeds
+    from prefopt.contract.labels import split_labels
+    from prefopt.report import abilities
     from prefopt.runtime import interrupts
     from prefopt.storage import locks
 
     request = abilities.Request(
         tasks=tuple(task.strip() for task in tasks.split(",") if task.strip()),
-        variants=None if variants is None else abilities.names_of(variants),
-        seeds=None if seeds is None else abilities.seeds_of(seeds),
+        variants=None if variants is None else tuple(split_labels(variants)),
+        seeds=None if seeds is None else tuple(parse_seeds(seeds)),
         limit=limit,
         num_fewshot=num_fewshot,
         batch_size=batch_size,

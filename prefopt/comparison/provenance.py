@@ -38,7 +38,8 @@ BY_SITUATION = "by situation"
 READERS = ("__main__.py", "analysis", "cli", "judges", "launch", "report", "selftest", "stats", "testing", "tuning")
 # Of those rooms, what labels the pairs that are trained on.
 LABELLERS = tuple(
-    f"judges/{name}.py" for name in ("chat", "contract", "endpoint", "labelling", "local", "reward", "rewards")
+    f"judges/{name}.py"
+    for name in ("chat", "contract", "endpoint", "labelling", "local", "replies", "reward", "rewards")
 )
 
 

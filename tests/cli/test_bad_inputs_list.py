@@ -124,7 +124,7 @@ COVERED: dict[str, list[str]] = {
     "J04": [f"{SERVER}[J04 key]", f"{SERVER}[J04 account]", f"{SERVER}[J04 model]"],
     "J05": ["test_judge_endpoint.py::test_unusable_replies_are_asked_for_once_more_then_counted",
             "test_bad_inputs_judge.py::test_j05_j07_replies_that_are_no_verdicts_are_counted_and_end_with_4"],
-    "J06": ["test_judges.py::test_replies_are_read_strictly", "test_fuzz.py::test_verdicts_in_text"],
+    "J06": ["test_replies.py::test_what_leaves_a_doubt_is_not_guessed_at", "test_fuzz.py::test_verdicts_in_text"],
     "J07": ["test_bad_inputs_judge.py::test_j05_j07_replies_that_are_no_verdicts_are_counted_and_end_with_4",
             "test_judges.py::test_unusable_verdicts_are_counted_and_bounded_and_asked_again"],
     "J08": ["test_bad_inputs_judge.py::test_j08_judged_text_cannot_end_its_frame_or_bring_control_tokens",

@@ -18,9 +18,9 @@ import transformers
 
 import prefopt
 from prefopt.analysis.neutral import neutral_warnings
-from prefopt.comparison import abilities
 from prefopt.errors import PrefoptError
 from prefopt.evaluate.neutral import MOST_TOKENS, SENTENCES
+from prefopt.report import abilities
 from prefopt.storage.results import ResultsFolder
 
 

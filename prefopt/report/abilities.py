@@ -15,12 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefopt.config.load import parse_seeds
-from prefopt.contract.labels import split_labels
 from prefopt.errors import IncompleteError, MachineError, UsageError, did_you_mean
 from prefopt.report.cards import ADAPTER_CONFIG, base_of
 from prefopt.report.tables.table import Column, Table, to_frame, to_markdown
-from prefopt.runtime.device import pick_device
 from prefopt.runtime.progress import Progress
 from prefopt.storage import formats
 from prefopt.storage.hashing import seal
@@ -52,16 +49,6 @@ class Request:
     num_fewshot: int | None = None
     batch_size: str = "1"
     device: str = "auto"
-
-
-def names_of(text: str) -> tuple[str, ...]:
-    """Variants as they are typed."""
-    return tuple(split_labels(text))
-
-
-def seeds_of(text: str) -> tuple[int, ...]:
-    """Seeds as they are typed."""
-    return tuple(parse_seeds(text))
 
 
 def measure(root: Path, request: Request, progress: Progress) -> dict[str, Any]:
@@ -128,6 +115,8 @@ def _adapters(folder: ResultsFolder, request: Request) -> dict[tuple[str, int], 
 
 def _evaluated(harness: Any, base: tuple[str, str], adapter: Path | None, request: Request) -> Iterator[dict[str, Any]]:
     """A row for each task and metric of one model."""
+    from prefopt.runtime.device import pick_device
+
     name, revision = base
     options = {"revision": revision} if revision else {}
     device = str(pick_device(request.device))
