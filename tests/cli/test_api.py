@@ -60,7 +60,8 @@ def test_frames_are_tidy(compared: prefopt.Results) -> None:
 
 
 def test_a_frame_is_the_readers_own(compared: prefopt.Results) -> None:
-    compared.pairs["logps_chosen"] = 0.0
+    frame = compared.pairs
+    frame["logps_chosen"] = 0.0
     assert (compared.pairs["logps_chosen"] != 0).any()
 
 
@@ -106,7 +107,7 @@ def test_a_plan_is_a_value(compared: prefopt.Results, tmp_path: Path) -> None:
 
 def test_judge_gives_what_is_known_of_the_judge(tmp_path: Path) -> None:
     folder = judged.write(tmp_path / "mine", {"good": 3}).root
-    assert prefopt.judge(folder, "file:verdicts.jsonl", questions=tmp_path / "blank.jsonl")["comparisons"] == 24
+    assert prefopt.judge(folder, "file:verdicts.jsonl", questions=tmp_path / "blank.jsonl")["comparisons"] == 12
     rows = [json.loads(line) for line in (tmp_path / "blank.jsonl").read_text().splitlines()]
     for row in rows:
         row["verdict"] = "a" if row["a"].count("good") > row["b"].count("good") else "b"
