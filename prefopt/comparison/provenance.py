@@ -39,7 +39,21 @@ READERS = ("__main__.py", "analysis", "cli", "judges", "launch", "report", "self
 # Of those rooms, what labels the pairs that are trained on.
 LABELLERS = tuple(
     f"judges/{name}.py"
-    for name in ("chat", "contract", "endpoint", "labelling", "local", "replies", "reward", "rewards")
+    for name in (
+        "__init__",
+        "address",
+        "cache",
+        "chat",
+        "contract",
+        "endpoint",
+        "imported",
+        "labelling",
+        "local",
+        "replies",
+        "request",
+        "reward",
+        "rewards",
+    )
 )
 
 
