@@ -52,26 +52,26 @@ def load_pairs(
         MachineError: If the file cannot be opened or the hub not reached.
     """
     _check_column_map(column_map or {})
-    opened = open_source(source, max_row_bytes)
-    sha256 = sha256_of(source, opened.files) if opened.files else ""
-    problems = Problems(source, on_bad_rows)
-    digest = hashlib.sha256()
-    collector = Collector(problems, dedup=dedup)
-    head = list(islice(opened.rows, _HEADER_ROWS))
-    columns = Columns.of(source, [(n, row) for n, row in head if isinstance(row, dict)], column_map or {})
-    for number, row in chain(head, opened.rows):
-        collector.rows += 1
-        try:
-            if isinstance(row, RowError):
-                raise row
-            if not opened.files:
-                digest.update(repr(sorted(row.items(), key=str)).encode("utf-8", "surrogatepass"))
-            standard = columns.standard(row)
-            pair = make_pair(standard, has_prompt=columns.has_prompt, max_row_bytes=max_row_bytes, row=number)
-            collector.add(pair)
-        except RowError as problem:
-            place, at = opened.place(source, number)
-            problems.add(at, problem, place)
+    with open_source(source, max_row_bytes) as opened:
+        sha256 = sha256_of(source, opened.files) if opened.files else ""
+        problems = Problems(source, on_bad_rows)
+        digest = hashlib.sha256()
+        collector = Collector(problems, dedup=dedup)
+        head = list(islice(opened.rows, _HEADER_ROWS))
+        columns = Columns.of(source, [(n, row) for n, row in head if isinstance(row, dict)], column_map or {})
+        for number, row in chain(head, opened.rows):
+            collector.rows += 1
+            try:
+                if isinstance(row, RowError):
+                    raise row
+                if not opened.files:
+                    digest.update(repr(sorted(row.items(), key=str)).encode("utf-8", "surrogatepass"))
+                standard = columns.standard(row)
+                pair = make_pair(standard, has_prompt=columns.has_prompt, max_row_bytes=max_row_bytes, row=number)
+                collector.add(pair)
+            except RowError as problem:
+                place, at = opened.place(source, number)
+                problems.add(at, problem, place)
     loaded = LoadedPairs(
         pairs=tuple(collector.pairs), source=source, sha256=sha256 or digest.hexdigest(), report=LoadReport()
     )

@@ -52,8 +52,8 @@ def is_ranked(source: str) -> bool:
     Raises:
         UsageError: If the source is of no kind that is read.
     """
-    row = next((row for _, row in open_source(source, _MAX_ROW_BYTES).rows if isinstance(row, dict)), {})
-    return "responses" in row
+    with open_source(source, _MAX_ROW_BYTES) as opened:
+        return "responses" in next((row for _, row in opened.rows if isinstance(row, dict)), {})
 
 
 def load_rankings(source: str) -> list[Ranking]:

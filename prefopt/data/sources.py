@@ -55,6 +55,15 @@ class Source:
     notes: tuple[str, ...] = ()
     _starts: list[tuple[int, Path]] = field(default_factory=list)
 
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file that was being read, also where its reader did not come to its end."""
+        close = getattr(self.rows, "close", None)
+        if close is not None:
+            close()
+
     def place(self, source: str, number: int) -> tuple[str, int]:
         """The file that a row is in, and its number there."""
         if len(self.files) < 2 or not number:

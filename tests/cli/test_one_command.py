@@ -136,7 +136,7 @@ def test_prompts_that_are_trained_on_or_of_another_form_are_refused(command: Com
     (command.root / "chat.jsonl").write_bytes(jsonl([{"prompt": [{"role": "user", "content": "x"}]}] * 2))
     outcome = command(*words(tiny_folder("llama"), "--quiet", "--eval-prompts", "chat.jsonl"))
     assert outcome.status == 3
-    assert "each of the 2 rows: the prompt is messages, and the pairs are text" in outcome.err
+    assert "the prompts are messages, and the pairs are text" in outcome.err
 
 
 def test_rows_left_out_and_cut_are_said(command: Command, tiny_folder: Tiny) -> None:

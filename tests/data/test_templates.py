@@ -134,8 +134,9 @@ def test_thoughts_are_tokens_of_the_response(name: str, special: bool) -> None:
     assert ours == whole[: len(ours)]
     for tag in tags:
         assert tokenizer.convert_tokens_to_ids(tag) in ours
-    if tags:
-        assert done.chosen_ids.count(tokenizer.convert_tokens_to_ids("</think>")) == 1
+    if tags:  # some templates put an empty thought before every answer, also before one with a thought of its own
+        end = tokenizer.convert_tokens_to_ids("</think>")
+        assert done.chosen_ids.count(end) == whole.count(end) - done.prompt_ids.count(end) >= 1
 
 
 def test_a_prompt_that_begins_a_thought_is_gone_on_from() -> None:
