@@ -256,7 +256,7 @@ class CheckedReward:
 
 def as_plain(prompt: Prompt) -> Any:
     """A prompt as a reward is given it: a text, or a list of ``{"role", "content"}``."""
-    return prompt if isinstance(prompt, str) else [{"role": role, "content": content} for role, content in prompt]
+    return prompt if isinstance(prompt, str) else [{"role": turn[0], "content": turn[1]} for turn in prompt]
 
 
 def _shown(problem: BaseException) -> str:

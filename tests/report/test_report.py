@@ -519,4 +519,4 @@ def test_a_large_comparison_is_reported_in_seconds_and_stays_small(tmp_path: Pat
 @pytest.mark.slow
 def test_forty_variants_still_fit(tmp_path: Path) -> None:
     World(variants=many(40), seeds=3, prompts=48, samples=2, pairs=60).write(tmp_path)
-    assert build(tmp_path).stat().st_size < 3e6
+    assert build(tmp_path).stat().st_size < 4e6, "a page that can be mailed, its tables as CSV and LaTeX in it"
