@@ -188,7 +188,8 @@ class Manifest:
 
     def as_dict(self) -> dict[str, Any]:
         """What ``manifest.json`` holds, before it is sealed."""
-        left_out = {"more"} if self.earlier_commands else {"more", "earlier_commands"}
+        newer = ("earlier_commands", "by_situation")  # a folder of before has neither, and stays as it is
+        left_out = {"more", *(name for name in newer if not getattr(self, name))}
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
         lists = {name: list(own[name]) for name in _LISTS if isinstance(own.get(name), tuple)}
         return {**self.more, **{name: value for name, value in own.items() if value is not None}, **lists}
