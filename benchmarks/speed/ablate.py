@@ -108,7 +108,7 @@ def _forward(side: Side) -> Iterator[None]:
 
 def _flash(side: Side) -> AbstractContextManager[Any]:
     """Attention by a dense mask over padded rows."""
-    return patch.object(attention, "_varlen", None)
+    return patch.object(attention, "varlen", None)
 
 
 def _by_option(side: Side) -> AbstractContextManager[Any]:

@@ -55,7 +55,9 @@ def neutral_text(model: AdaptedModel, slot: int) -> dict[str, list[float]]:
     Returns:
         For each sentence ``tokens``, which are scored, and ``logps`` and ``ref_logps``, nats summed over them.
     """
-    encoded = [ids[:MOST_TOKENS] for ids in model.base.encode(SENTENCES)]
+    config = model.base.model.config.get_text_config()
+    places = int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or MOST_TOKENS)
+    encoded = [ids[: min(MOST_TOKENS, places)] for ids in model.base.encode(SENTENCES)]
     rows = [Row(ids[:1], (ids[1:],)) for ids in encoded]
     with model.use(one(slot)):
         logps = score_rows(model.base, rows)

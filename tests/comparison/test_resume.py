@@ -258,6 +258,6 @@ def test_anything_else_that_differs_is_refused_by_name(
     data = tmp_path / "pairs.jsonl"
     data.write_text(data.read_text().replace("cat", "bat"), encoding="utf-8")
     assert prefopt_run(monkeypatch, words) == 2
-    assert "data file.source" in capsys.readouterr().err
+    assert "was made with data.source" in capsys.readouterr().err
     assert files(root) == before
     assert prefopt_run(monkeypatch, [*words, "--name", "other"]) == 0
