@@ -42,7 +42,7 @@ def killed(rig: Rig, place: Path, hook: forks.KillAt, *, cold: bool = False) -> 
 
 @pytest.mark.xfail(
     strict=False,
-    reason="an adapter names its base by absolute path and has a card that no hash covers: not yet equal in every place",
+    reason="an adapter names its base by absolute path, and no hash covers its card",
 )
 @pytest.mark.parametrize(
     ("cold", "most"),
@@ -210,7 +210,7 @@ def restore_into(place: Path, state: forks.Tree) -> None:
 
 @pytest.mark.xfail(
     strict=False,
-    reason="an adapter names its base by absolute path and has a card that no hash covers: not yet equal in every place",
+    reason="an adapter names its base by absolute path, and no hash covers its card",
 )
 @pytest.mark.parametrize("share", [pytest.param(60, marks=PART), pytest.param(1, marks=FULL)])
 def test_every_fault_at_every_operation(rig: Rig, place: Path, share: int) -> None:
@@ -252,7 +252,7 @@ def recorded(rig: Rig, seed: int) -> tuple[list[tuple[State, str | None]], int]:
 
 @pytest.mark.xfail(
     strict=False,
-    reason="an adapter names its base by absolute path and has a card that no hash covers: not yet equal in every place",
+    reason="an adapter names its base by absolute path, and no hash covers its card",
 )
 @pytest.mark.parametrize("most", [pytest.param(6, marks=PART), pytest.param(None, marks=FULL)])
 def test_the_power_fails(rig: Rig, place: Path, seed: int, most: int | None) -> None:
