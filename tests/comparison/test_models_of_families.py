@@ -26,7 +26,11 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     (tmp_path / "chats.jsonl").write_bytes(jsonl(chat(i) for i in range(24)))
     (tmp_path / "pairs.jsonl").write_bytes(
         jsonl(
-            {"prompt": f"Say where the {i}th cat sat, please.", "chosen": f" On mat {i}.", "rejected": f" Off hat {i}."}
+            {
+                "prompt": f"Say where the {i}th cat sat and on which mat, so that {i} children see it, please.",
+                "chosen": f" On mat {i}.",
+                "rejected": f" Off hat {i}.",
+            }
             for i in range(24)
         )
     )
@@ -101,9 +105,6 @@ def test_system_message_is_merged_on_request(command: Command) -> None:
     assert done.status == 0, done.err
 
 
-@pytest.mark.xfail(
-    strict=False, reason="what the command says changed when settings by situation came, and is being looked at"
-)
 @pytest.mark.parametrize("kind", ["gpt2_short", "opt_short"])
 def test_text_longer_than_the_positions_is_refused_before_training(kind: str, command: Command) -> None:
     tiny.save(command.root / "model", kind)
@@ -121,9 +122,6 @@ def test_text_longer_than_the_positions_is_refused_before_training(kind: str, co
     assert done.status == 0, done.err
 
 
-@pytest.mark.xfail(
-    strict=False, reason="what the command says changed when settings by situation came, and is being looked at"
-)
 @pytest.mark.parametrize("kind", ["gemma3_short", "mixtral", "mamba", "llama_short"])
 def test_models_of_other_kinds_are_trained_and_sampled(kind: str, command: Command) -> None:
     tiny.save(command.root / "model", kind)
@@ -141,9 +139,6 @@ def test_models_of_other_kinds_are_trained_and_sampled(kind: str, command: Comma
     assert scores["kl"].notna().all()
 
 
-@pytest.mark.xfail(
-    strict=False, reason="what the command says changed when settings by situation came, and is being looked at"
-)
 def test_reference_and_policies_start_from_an_own_adapter(command: Command) -> None:
     tiny.save(command.root / "model", "llama")
     first = command(*[word.replace("noop", "sft") for word in compare("model", "--name", "first")])
@@ -160,7 +155,7 @@ def test_reference_and_policies_start_from_an_own_adapter(command: Command) -> N
     base = load_base(str(command.root / "model"), dtype="float32", device=torch.device("cpu"))
     base.model.set_attn_implementation("eager")
     torch.testing.assert_close(merge_adapter(base.model, str(adapter)).eval()(ids).logits, wanted, atol=1e-4, rtol=1e-4)
-    tiny.save(command.root / "other", "qwen3")
+    tiny.save(command.root / "other", "gpt2")
     (command.root / "empty").mkdir()
     for model, folder, said in (
         ("model", "empty", "adapter empty: has no adapter_config.json and no adapter_model.safetensors"),
@@ -168,4 +163,7 @@ def test_reference_and_policies_start_from_an_own_adapter(command: Command) -> N
     ):
         command.refused(compare(model, "--adapter", folder), status=2, said=(said,))
     words = compare("model", "--adapter", str(adapter), "--set", "sft.steps=3")
-    command.refused(words, status=2, said=("model.adapter has no effect where the reference is fine-tuned",))
+    command.refused(
+        words, status=2, lines=2,
+        said=("model.adapter has no effect where the reference is fine-tuned", "sft.on = texts has no effect"),
+    )  # fmt: skip
