@@ -71,10 +71,11 @@ def beside_earlier(now: Manifest, before: Manifest | None, ran: Collection[tuple
     if before is None:
         return now
     seeds = {seed for _, seed in ran}
+    here = {variant for variant, _ in ran} | set(now.variant_names)  # one whose runs were set aside keeps its place
     kept: dict[str, Facts] = {}
     for entry in before.variants:
         name = str(entry["variant"])
-        if any(variant == name for variant, _ in ran):
+        if name in here:
             kept[name] = {**entry, "seeds": [seed for seed in before.planned_seeds(name) if seed in seeds]}
     for entry in now.variants:
         name = str(entry["variant"])

@@ -74,7 +74,7 @@ def refuse_other(folder: ResultsFolder, config: Config, device: torch.device) ->
 
 
 # What a comparison puts into its folder before anything of it is finished: it goes on from there, or writes it anew.
-_BEGUN = (LOCK, TUNING, "runs", "prompts.parquet", "checksums.json")
+_BEGUN = (LOCK, TUNING, "runs", "prompts.parquet", "judgements.parquet", "checksums.json")
 
 
 def _refuse_foreign(folder: ResultsFolder) -> None:
@@ -85,7 +85,9 @@ def _refuse_foreign(folder: ResultsFolder) -> None:
     """
     for path in folder.root.glob("*"):
         if not durable.is_temporary(path) and path.name not in _BEGUN:
-            raise UsageError(f"{folder.root} holds files that prefopt did not write; choose another --name")
+            raise UsageError(
+                f"{folder.root} holds files that prefopt did not write, such as {path.name!r}; choose another --name"
+            )
     for path in folder.root.glob("runs/*/*/run.json"):
         raise UsageError(
             f"{folder.root} has lost its manifest.json, and holds finished runs such as {path.parent}; put the "

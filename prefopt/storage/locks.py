@@ -53,8 +53,8 @@ def hold(root: Path, *, wait: bool = False, say: Callable[[str], None] = lambda 
         with durable.watched(root, LOCK):
             yield descriptors[-1]
     finally:
-        if LOCK not in before and root.is_dir() and {path.name for path in root.iterdir()} == {LOCK, *before}:
-            with suppress(OSError):
+        with suppress(OSError):
+            if LOCK not in before and {path.name for path in root.iterdir()} == {LOCK, *before}:
                 path.unlink()
                 for folder in new_folders:
                     folder.rmdir()

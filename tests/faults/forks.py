@@ -181,6 +181,24 @@ def restore(before: Tree, *roots: Path) -> None:
             Path(name).write_bytes(data)
 
 
+def keep_locks(roots: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """A second name for every lock file: a copy that ends may remove the lock, which this process still holds."""
+    held = []
+    for number, lock in enumerate(path for root in roots for path in root.rglob(".lock")):
+        spare = Path(f".lock-held-{number}")
+        spare.unlink(missing_ok=True)
+        spare.hardlink_to(lock)
+        held.append((spare, lock))
+    return held
+
+
+def put_back(held: Sequence[tuple[Path, Path]]) -> None:
+    """Give the lock files their names again."""
+    for spare, lock in held:
+        spare.replace(lock)
+        spare.unlink(missing_ok=True)  # replacing a file by itself leaves both names
+
+
 class Branches:
     """A hook that, before an operation, lets copies of the process run into faults and then undoes what they did.
 
@@ -195,6 +213,7 @@ class Branches:
         number, self.number = self.number, self.number + 1
         for label, fault in self.faults(number).items():
             before = tree(*self.roots)
+            held = keep_locks(self.roots)
             read, write = os.pipe()
             pid = os.fork()
             if not pid:
@@ -207,6 +226,7 @@ class Branches:
             out = finish(pid, read)
             self.met.append((f"{label} at operation {number}, {kind} {path}", out, before, tree(*self.roots)))
             restore(before, *self.roots)
+            put_back(held)
 
     def during(self, work: Callable[[], Any]) -> None:
         """Do the work; a branch ends here, with the status of what it met."""

@@ -25,6 +25,7 @@ import torch
 from prefopt.comparison import provenance, runner
 from prefopt.config.load import load
 from prefopt.config.schema import Config
+from prefopt.model import adapters
 from prefopt.prepare import task as task_of_comparison
 from prefopt.runtime.progress import Silent
 from prefopt.storage import durable
@@ -106,6 +107,7 @@ class Rig:
             for owner, name, value in (
                 (task_of_comparison, "load_task", ToyTask()),
                 (os, "fsync", None),
+                (adapters, "as_loaded", ("base", "")),  # else each adapter names the place of its own trial
                 (peft.PeftModel, "create_or_update_model_card", None),
                 *((provenance, name, value) for name, value in self.same.items()),
             ):

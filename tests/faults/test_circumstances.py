@@ -61,9 +61,6 @@ def test_the_folder_is_removed_meanwhile(rig: Rig, place: Path, seed: int, times
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.xfail(
-    strict=False, reason="beginnings may hold judgements of a killed run, which are taken for foreign files"
-)
 @pytest.mark.parametrize("times", [pytest.param(4, marks=PART), pytest.param(20, marks=FULL)])
 def test_beginnings_without_a_manifest_are_gone_on_with(rig: Rig, place: Path, seed: int, times: int) -> None:
     """As ``rm -r`` leaves them that a write has overtaken; finished runs without a manifest are refused by that."""

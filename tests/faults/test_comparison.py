@@ -40,10 +40,6 @@ def killed(rig: Rig, place: Path, hook: forks.KillAt, *, cold: bool = False) -> 
     return found
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="an adapter names its base by absolute path, and no hash covers its card",
-)
 @pytest.mark.parametrize(
     ("cold", "most"),
     [
@@ -208,10 +204,6 @@ def restore_into(place: Path, state: forks.Tree) -> None:
     forks.restore({str(place / name): data for name, data in state.items()}, place / "results")
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="an adapter names its base by absolute path, and no hash covers its card",
-)
 @pytest.mark.parametrize("share", [pytest.param(60, marks=PART), pytest.param(1, marks=FULL)])
 def test_every_fault_at_every_operation(rig: Rig, place: Path, share: int) -> None:
     parts = 2 if share > 1 else 8
@@ -250,10 +242,6 @@ def recorded(rig: Rig, seed: int) -> tuple[list[tuple[State, str | None]], int]:
     return list(known.values()), total[0]
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="an adapter names its base by absolute path, and no hash covers its card",
-)
 @pytest.mark.parametrize("most", [pytest.param(6, marks=PART), pytest.param(None, marks=FULL)])
 def test_the_power_fails(rig: Rig, place: Path, seed: int, most: int | None) -> None:
     """From an empty folder and an empty cache; every state that is unlike the others is recovered from."""
