@@ -7,6 +7,7 @@ how people write gives them less. The sentences were written for this purpose an
 from __future__ import annotations
 
 from prefopt.model.adapted import AdaptedModel, one
+from prefopt.model.lengths import made_for
 from prefopt.model.logps import score_rows
 from prefopt.model.packing import Row
 
@@ -55,9 +56,8 @@ def neutral_text(model: AdaptedModel, slot: int) -> dict[str, list[float]]:
     Returns:
         For each sentence ``tokens``, which are scored, and ``logps`` and ``ref_logps``, nats summed over them.
     """
-    config = model.base.model.config.get_text_config()
-    places = int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or MOST_TOKENS)
-    encoded = [ids[: min(MOST_TOKENS, places)] for ids in model.base.encode(SENTENCES)]
+    most = min(MOST_TOKENS, made_for(model.base) or MOST_TOKENS)
+    encoded = [ids[:most] for ids in model.base.encode(SENTENCES)]
     rows = [Row(ids[:1], (ids[1:],)) for ids in encoded]
     with model.use(one(slot)):
         logps = score_rows(model.base, rows)

@@ -61,13 +61,12 @@ def fit_lengths(base: Base, lengths: Lengths, say: Callable[[str], None]) -> Bas
     Raises:
         UsageError: If a text has more tokens than the model has positions.
     """
-    config = base.model.config.get_text_config()
-    made_for = int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 0)
-    if made_for and lengths.longest > made_for:
-        if has_position_table(base, made_for):
-            raise UsageError(_too_long(base, lengths, made_for))
+    most = made_for(base)
+    if most and lengths.longest > most:
+        if has_position_table(base, most):
+            raise UsageError(_too_long(base, lengths, most))
         say(
-            f"the longest text has {lengths.longest} tokens and the model was made for {made_for}: what it says of "
+            f"the longest text has {lengths.longest} tokens and the model was made for {most}: what it says of "
             "longer ones is not known to be good"
         )
     window = shortest_window(base)
@@ -76,10 +75,16 @@ def fit_lengths(base: Base, lengths: Lengths, say: Callable[[str], None]) -> Bas
     return base
 
 
-def has_position_table(base: Base, made_for: int) -> bool:
+def made_for(base: Base) -> int:
+    """The most tokens of a text that the model was trained on, by its configuration; 0 where that does not say."""
+    config = base.model.config.get_text_config()
+    return int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 0)
+
+
+def has_position_table(base: Base, positions: int) -> bool:
     """Whether positions are rows of a table, which ends, as in GPT-2 and OPT, rather than angles."""
     return any(
-        isinstance(module, nn.Embedding) and 0 <= module.num_embeddings - made_for <= _SPARE_POSITIONS
+        isinstance(module, nn.Embedding) and 0 <= module.num_embeddings - positions <= _SPARE_POSITIONS
         for name, module in base.model.named_modules()
         if _POSITIONS.search(name)
     )
