@@ -58,7 +58,9 @@ def while_loading() -> Iterator[None]:
         raise KeyboardInterrupt
 
     ours = threading.current_thread() is threading.main_thread()
-    listens = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    handler = signal.getsignal(signal.SIGINT)
+    listens = ours and handler is signal.default_int_handler
+    deaf = ours and handler is signal.SIG_IGN  # as jobs in the background are: nobody can interrupt them
     before = signal.signal(signal.SIGINT, note) if listens else None
     try:
         with _dropped_output(), in_this_process():
@@ -68,7 +70,7 @@ def while_loading() -> Iterator[None]:
     except SystemExit as problem:
         raise UsageError(f"SystemExit: {problem}") from None
     except KeyboardInterrupt:
-        if interrupted or not listens:
+        if interrupted or not (listens or deaf):
             raise
         raise UsageError("KeyboardInterrupt, which nobody but the plugin itself has raised") from None
     finally:

@@ -8,6 +8,7 @@ import os
 import signal
 import textwrap
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,15 @@ def load(folder: Path, text: str) -> None:
     registry.load_plugin(str(path))
 
 
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["heard", "ignored"])
+def _interrupts(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With SIGINT as in a terminal, and as in the background, where it is ignored."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interrupts")
 @pytest.mark.parametrize("text", ENDS)
 def test_a_plugin_that_ends_the_process_is_refused(tmp_path: Path, text: str) -> None:
     before = signal.getsignal(signal.SIGINT), os._exit
@@ -62,6 +72,8 @@ def test_a_plugin_that_ends_the_process_is_refused(tmp_path: Path, text: str) ->
     assert (signal.getsignal(signal.SIGINT), os._exit) == before
 
 
+@pytest.mark.parametrize("_interrupts", [signal.default_int_handler], indirect=True, ids=["heard"])
+@pytest.mark.usefixtures("_interrupts")
 def test_an_interrupt_by_the_user_is_none_of_the_plugin(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         load(tmp_path, "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(5)")
